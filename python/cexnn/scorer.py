@@ -1,0 +1,179 @@
+"""The cross-encoder as the library sees it: a callable that scores query-item pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import scipy.sparse
+
+    from cexnn.search import Session
+
+__all__ = ["PairScorer", "Scorer", "ScorerError", "call_scorer"]
+
+FloatArray = NDArray[np.float32]
+IdArray = NDArray[np.int32]
+
+
+class Scorer(Protocol):
+    """Cross-encoder scores of query-item pairs; larger is better.
+
+    Anything callable with this signature is a scorer: a model, a table lookup, a remote service.
+    """
+
+    def __call__(self, queries: Sequence[Any], rows: IdArray, items: IdArray) -> FloatArray:
+        """Score the pairs (``queries[rows[j]]``, item number ``items[j]``).
+
+        Parameters
+        ----------
+        queries : sequence
+            Whatever the caller passed to `Index.search`.
+        rows, items : (p,) int32
+            Query rows and item ids of the pairs.
+
+        Returns
+        -------
+        (p,) float32
+            One finite score for each pair, in their order.
+        """
+        ...
+
+
+class ScorerError(RuntimeError):
+    """A scorer raised, or returned something that is not one finite score for each pair.
+
+    The original exception, if there was one, is the ``__cause__``. Scores that were paid for
+    before the failure are kept: they are never to be bought twice.
+
+    Attributes
+    ----------
+    row, item : int
+        The first pair at fault: query row and item id.
+    scores : (p,) float32 or None
+        Scores of the failed call, NaN where none was obtained; None if it yielded nothing.
+        A scorer that works in batches may raise this error itself with what it has.
+    session : Session or None
+        Set by `Index.search`: the search as it stands. Its ``result()`` is the best answer so
+        far; ``ask()`` and ``tell()`` continue it.
+    paid : CSR (n_queries, n_items) float32 or None
+        Set by `score_pairs`: every score obtained so far.
+    """
+
+    def __init__(
+        self, message: str, *, row: int, item: int, scores: FloatArray | None = None
+    ) -> None:
+        super().__init__(message)
+        self.row = row
+        self.item = item
+        self.scores = scores
+        self.session: Session | None = None
+        self.paid: scipy.sparse.csr_array | None = None
+
+
+def call_scorer(
+    scorer: Scorer, queries: Sequence[Any], rows: IdArray, items: IdArray
+) -> FloatArray:
+    """Call a scorer and check what it returns.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        The scorer to call, once, with all pairs.
+    queries : sequence
+        Passed on to the scorer.
+    rows, items : (p,) int32
+        The pairs; ``p`` may be 0, then the scorer is not called.
+
+    Returns
+    -------
+    (p,) float32
+        Finite scores.
+
+    Raises
+    ------
+    ScorerError
+        The scorer raised, or its result has a wrong length or type, or is not finite.
+    """
+    if len(rows) == 0:
+        return np.empty(0, dtype=np.float32)
+    first = {"row": int(rows[0]), "item": int(items[0])}
+    try:
+        returned = scorer(queries, rows, items)
+    except ScorerError:
+        raise
+    except Exception as error:
+        raise ScorerError(
+            f"the scorer raised {type(error).__name__} on a call of {len(rows)} pairs that starts "
+            f"with query {first['row']}, item {first['item']}: {error}",
+            **first,
+        ) from error
+    try:
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite: refused below
+            scores = np.asarray(returned, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ScorerError(
+            f"the scorer must return numbers, got {type(returned).__name__}", **first
+        ) from error
+    if scores.shape != rows.shape:
+        raise ScorerError(
+            f"the scorer must return one score a pair, shape {rows.shape}, got {scores.shape}",
+            **first,
+        )
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if bad.size:
+        j = int(bad[0])
+        raise ScorerError(
+            f"the scorer returned {scores[j]} for query {rows[j]}, item {items[j]} "
+            f"({bad.size} of {len(rows)} scores are not finite)",
+            row=int(rows[j]),
+            item=int(items[j]),
+            scores=np.where(np.isfinite(scores), scores, np.float32(np.nan)),
+        )
+    return np.ascontiguousarray(scores)
+
+
+class PairScorer:
+    """A `Scorer` from any function that scores text pairs.
+
+    Parameters
+    ----------
+    predict : callable
+        Takes a list of (query text, item text) tuples and returns one score for each, such as
+        ``sentence_transformers.CrossEncoder.predict``.
+    item_texts : sequence of str
+        Item ``i`` is ``item_texts[i]``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> def shared_words(pairs):
+    ...     return [len(set(q.split()) & set(i.split())) for q, i in pairs]
+    >>> scorer = PairScorer(shared_words, ["a red fox", "a blue whale"])
+    >>> scorer(["the red whale"], np.int32([0, 0]), np.int32([0, 1]))
+    array([1., 1.], dtype=float32)
+    """
+
+    def __init__(
+        self, predict: Callable[[list[tuple[str, str]]], Any], item_texts: Sequence[str]
+    ) -> None:
+        if not callable(predict):
+            raise ValueError(f"predict: expected a callable, got {type(predict).__name__}")
+        if isinstance(item_texts, str):
+            raise ValueError("item_texts: expected a sequence of texts, got one string")
+        self._predict = predict
+        self._item_texts = item_texts
+
+    @property
+    def n_items(self) -> int:
+        """Number of items that can be scored."""
+        return len(self._item_texts)
+
+    def __call__(self, queries: Sequence[str], rows: IdArray, items: IdArray) -> FloatArray:
+        """Score the pairs; see `Scorer`."""
+        texts = self._item_texts
+        pairs = [(queries[r], texts[i]) for r, i in zip(rows.tolist(), items.tolist(), strict=True)]
+        return np.asarray(self._predict(pairs), dtype=np.float32)
