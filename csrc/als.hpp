@@ -1,0 +1,59 @@
+// Ridge rows and alternating least squares over a sparse score matrix.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "views.hpp"
+
+namespace cexnn {
+
+// Every row's factors given the columns':
+//
+//   x_r = argmin_x  sum_{c stored in row r} (y_rc - x . f_c)^2 + lambda |x - x0_r|^2
+//
+// with A the rows of `factors` that row r has scores for, in whichever form costs less:
+//
+//   primal (n >= d):  x = x0 + (A^T A + lambda I)^-1 A^T (y - A x0)
+//   dual   (n <  d):  x = x0 + A^T (A A^T + lambda I)^-1 (y - A x0)
+//
+// lambda is at least 1e-6 times the largest squared row norm of A. Single precision; a row whose
+// Cholesky factorisation breaks down there is solved again in double precision. A row without
+// scores gets its prior. `prior` (rows, d) may be null: zero. Rows may come in any order of
+// columns. Results do not depend on num_threads.
+// Throws std::invalid_argument for disagreeing shapes or a column id out of range.
+struct RidgeProblem {
+  CsrView scores;                   // (rows, cols)
+  MatrixView<const float> factors;  // (cols, d)
+  MatrixView<const float> prior;    // (rows, d) or data == nullptr
+  double regularization = 0.0;      // lambda
+};
+
+// Alternating least squares on  sum (y - u.v)^2 + lambda_u sum |u - u0|^2 + lambda_v sum |v - v0|^2
+// over the stored entries. Borrows the arrays it was made from; owns their transpose.
+class AlsSolver {
+ public:
+  virtual ~AlsSolver() = default;
+
+  // One iteration, in place: all rows given the columns, then all columns given the new rows.
+  virtual void step(MatrixView<float> row_factors, MatrixView<float> col_factors) const = 0;
+
+  // The objective above, accumulated in double precision.
+  virtual double objective(MatrixView<const float> row_factors,
+                           MatrixView<const float> col_factors) const = 0;
+};
+
+struct AlsProblem {
+  CsrView scores;                     // (rows, cols)
+  MatrixView<const float> row_prior;  // (rows, d) or data == nullptr: zero
+  MatrixView<const float> col_prior;  // (cols, d) or data == nullptr: zero
+  double row_regularization = 0.0;
+  double col_regularization = 0.0;
+};
+
+namespace cpu {
+void ridge(const RidgeProblem& problem, int num_threads, MatrixView<float> out);
+std::unique_ptr<AlsSolver> make_als_solver(const AlsProblem& problem, int num_threads);
+}  // namespace cpu
+
+}  // namespace cexnn

@@ -1,0 +1,145 @@
+#include "../als.hpp"
+
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "parallel.hpp"
+#include "ridge.hpp"
+
+namespace cexnn::cpu {
+namespace {
+
+void check(const RidgeProblem& problem, MatrixView<float> out) {
+  const CsrView& scores = problem.scores;
+  if (problem.factors.rows != scores.cols)
+    throw std::invalid_argument("factors: expected one row for each column of scores");
+  const bool has_prior = problem.prior.data != nullptr;
+  if (has_prior && (problem.prior.rows != scores.rows || problem.prior.cols != out.cols))
+    throw std::invalid_argument("prior: expected one row of factors for each row of scores");
+  if (out.rows != scores.rows || out.cols != problem.factors.cols)
+    throw std::invalid_argument("out: expected one row of factors for each row of scores");
+  for (std::int64_t e = scores.indptr[0]; e < scores.indptr[scores.rows]; ++e)
+    if (scores.indices[e] < 0 || scores.indices[e] >= scores.cols)
+      throw std::invalid_argument("scores: column id out of range");
+}
+
+// Rows are handed out in runs: long enough to hide the hand-over, short enough to share evenly.
+constexpr std::int64_t kRowsPerTask = 16;
+
+void solve_rows(const RidgeProblem& problem, int num_threads, MatrixView<float> out) {
+  const std::int64_t n_rows = problem.scores.rows;
+  const std::int64_t n_tasks = (n_rows + kRowsPerTask - 1) / kRowsPerTask;
+  const Kernels& k = kernels();
+  std::vector<RidgeSolver<float>> solvers(static_cast<std::size_t>(std::max(1, num_threads)),
+                                          RidgeSolver<float>(k, problem.factors));
+  parallel_for(n_tasks, num_threads, [&](std::int64_t task, int thread) {
+    const std::int64_t end = std::min(n_rows, (task + 1) * kRowsPerTask);
+    for (std::int64_t r = task * kRowsPerTask; r < end; ++r) {
+      const VectorView<const std::int32_t> ids = problem.scores.row_indices(r);
+      const VectorView<const float> y = problem.scores.row_values(r);
+      const float* prior = problem.prior.data == nullptr ? nullptr : problem.prior.row(r);
+      float* x = out.row(r);
+      if (solvers[static_cast<std::size_t>(thread)].solve(ids, y, prior, problem.regularization, x))
+        continue;
+      if (!RidgeSolver<double>(k, problem.factors).solve(ids, y, prior, problem.regularization, x))
+        throw std::runtime_error("the ridge system of a row is not solvable: factors not finite?");
+    }
+  });
+}
+
+class CpuAlsSolver final : public AlsSolver {
+ public:
+  CpuAlsSolver(const AlsProblem& problem, int num_threads)
+      : problem_(problem), num_threads_(num_threads) {
+    const CsrView& scores = problem_.scores;
+    for (std::int64_t e = 0; e < scores.indptr[scores.rows]; ++e)
+      if (scores.indices[e] < 0 || scores.indices[e] >= scores.cols)
+        throw std::invalid_argument("scores: column id out of range");
+    transpose();
+  }
+
+  void step(MatrixView<float> row_factors, MatrixView<float> col_factors) const override {
+    const MatrixView<const float> rows = as_const(row_factors), cols = as_const(col_factors);
+    const RidgeProblem for_rows{problem_.scores, cols, problem_.row_prior,
+                                problem_.row_regularization};
+    const RidgeProblem for_cols{transposed_, rows, problem_.col_prior, problem_.col_regularization};
+    check(for_rows, row_factors);
+    check(for_cols, col_factors);
+    solve_rows(for_rows, num_threads_, row_factors);
+    solve_rows(for_cols, num_threads_, col_factors);
+  }
+
+  double objective(MatrixView<const float> row_factors,
+                   MatrixView<const float> col_factors) const override {
+    const CsrView& scores = problem_.scores;
+    if (row_factors.rows != scores.rows || col_factors.rows != scores.cols ||
+        row_factors.cols != col_factors.cols)
+      throw std::invalid_argument("factors: expected one row for each row and column of scores");
+    std::vector<double> parts(static_cast<std::size_t>(scores.rows));
+    parallel_for(scores.rows, num_threads_, [&](std::int64_t r, int) {
+      const VectorView<const std::int32_t> ids = scores.row_indices(r);
+      for (std::int64_t e = 0; e < ids.size; ++e) {
+        const double error =
+            scores.row_values(r)[e] -
+            kernels().dot_wide(row_factors.row(r), col_factors.row(ids[e]), row_factors.cols);
+        parts[static_cast<std::size_t>(r)] += error * error;
+      }
+    });
+    double total = problem_.row_regularization * distance(row_factors, problem_.row_prior) +
+                   problem_.col_regularization * distance(col_factors, problem_.col_prior);
+    for (const double part : parts) total += part;
+    return total;
+  }
+
+ private:
+  static MatrixView<const float> as_const(MatrixView<float> m) { return {m.data, m.rows, m.cols}; }
+
+  static double distance(MatrixView<const float> factors, MatrixView<const float> prior) {
+    double total = 0.0;
+    for (std::int64_t i = 0; i < factors.rows * factors.cols; ++i) {
+      const double gap = factors.data[i] - (prior.data == nullptr ? 0.0 : double(prior.data[i]));
+      total += gap * gap;
+    }
+    return total;
+  }
+
+  void transpose() {
+    const CsrView& scores = problem_.scores;
+    const std::int64_t n_entries = scores.indptr[scores.rows];
+    indptr_.assign(static_cast<std::size_t>(scores.cols + 1), 0);
+    indices_.resize(static_cast<std::size_t>(n_entries));
+    values_.resize(static_cast<std::size_t>(n_entries));
+    for (std::int64_t e = 0; e < n_entries; ++e) ++indptr_[scores.indices[e] + 1];
+    for (std::int64_t c = 0; c < scores.cols; ++c) indptr_[c + 1] += indptr_[c];
+    std::vector<std::int64_t> next(indptr_.begin(), indptr_.end() - 1);
+    for (std::int64_t r = 0; r < scores.rows; ++r) {
+      for (std::int64_t e = scores.indptr[r]; e < scores.indptr[r + 1]; ++e) {
+        const std::int64_t to = next[scores.indices[e]]++;
+        indices_[to] = static_cast<std::int32_t>(r);
+        values_[to] = scores.values[e];
+      }
+    }
+    transposed_ = {scores.cols, scores.rows, indptr_.data(), indices_.data(), values_.data()};
+  }
+
+  AlsProblem problem_;
+  int num_threads_;
+  std::vector<std::int64_t> indptr_;
+  std::vector<std::int32_t> indices_;
+  std::vector<float> values_;
+  CsrView transposed_;
+};
+
+}  // namespace
+
+void ridge(const RidgeProblem& problem, int num_threads, MatrixView<float> out) {
+  check(problem, out);
+  solve_rows(problem, num_threads, out);
+}
+
+std::unique_ptr<AlsSolver> make_als_solver(const AlsProblem& problem, int num_threads) {
+  return std::make_unique<CpuAlsSolver>(problem, num_threads);
+}
+
+}  // namespace cexnn::cpu

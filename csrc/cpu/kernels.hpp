@@ -1,0 +1,38 @@
+// The inner loops, compiled once for each instruction set and chosen when the module is loaded.
+#pragma once
+
+#include <cstdint>
+
+namespace cexnn::cpu {
+
+// Every dot product of one kind is accumulated in the same order whatever the shape it is part of,
+// so that a batch gives what its queries give one by one.
+struct Kernels {
+  const char* name;  // "avx512", "avx2" or "plain"
+
+  // out[q * stride + i] = queries[q] . items[i]; rows of d floats, contiguous.
+  void (*dots)(const float* items, std::int64_t n_items, const float* queries,
+               std::int64_t n_queries, std::int64_t d, float* out, std::int64_t stride);
+  float (*dot_f32)(const float* a, const float* b, std::int64_t n);
+  double (*dot_f64)(const double* a, const double* b, std::int64_t n);
+  double (*dot_wide)(const float* a, const float* b, std::int64_t n);       // accumulated in double
+  void (*axpy_f32)(float alpha, const float* x, float* y, std::int64_t n);  // y += alpha x
+  void (*axpy_f64)(double alpha, const double* x, double* y, std::int64_t n);
+  void (*axpy_wide)(double alpha, const float* x, double* y, std::int64_t n);
+};
+
+// The widest set that this processor has, or the one that the environment variable CEXNN_SIMD
+// names, if the processor has it. The choice is made once.
+const Kernels& kernels();
+
+namespace plain {
+const Kernels& table();
+}
+namespace avx2 {
+const Kernels& table();
+}
+namespace avx512 {
+const Kernels& table();
+}
+
+}  // namespace cexnn::cpu

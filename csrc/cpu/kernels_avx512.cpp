@@ -1,0 +1,8 @@
+#include "kernels.hpp"
+
+#define CEXNN_ISA avx512
+#define CEXNN_ISA_NAME "avx512"
+#define CEXNN_VECTOR_BYTES 64
+#define CEXNN_BLOCK_QUERIES 4
+#define CEXNN_BLOCK_ITEMS 4
+#include "kernels.inc"

@@ -1,0 +1,8 @@
+#include "kernels.hpp"
+
+#define CEXNN_ISA plain
+#define CEXNN_ISA_NAME "plain"
+#define CEXNN_VECTOR_BYTES 16
+#define CEXNN_BLOCK_QUERIES 2
+#define CEXNN_BLOCK_ITEMS 4
+#include "kernels.inc"

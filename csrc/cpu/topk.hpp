@@ -1,0 +1,76 @@
+// The best of a stream of scored items.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "../views.hpp"
+
+namespace cexnn::cpu {
+
+struct Candidate {
+  float score;
+  std::int32_t id;
+};
+
+// Larger first; among equals the smaller id.
+inline bool better(const Candidate& a, const Candidate& b) {
+  return a.score > b.score || (a.score == b.score && a.id < b.id);
+}
+
+// Keeps the k best candidates offered. Items that beat the k-th best so far go to a buffer of 2k or
+// more; when it is full, it is cut to the k best and the bar rises. Each item costs one comparison,
+// and the mask is looked up only for the few that pass it.
+class TopK {
+ public:
+  TopK() = default;
+  explicit TopK(std::int64_t k)
+      : k_(static_cast<std::size_t>(k)), capacity_(std::max<std::size_t>(2 * k_, k_ + 64)) {}
+
+  // scores[i] + offsets[i] (offsets may be null) is that of item first_id + i. Ids must ascend from
+  // call to call. `excluded` is sorted.
+  void offer(const float* scores, const float* offsets, std::int64_t n, std::int64_t first_id,
+             VectorView<const std::int32_t> excluded) {
+    for (std::int64_t i = 0; i < n; ++i) {
+      const float score = offsets == nullptr ? scores[i] : scores[i] + offsets[i];
+      if (!(score > bar_ || (open_ && score == bar_))) continue;
+      const std::int32_t id = static_cast<std::int32_t>(first_id + i);
+      if (std::binary_search(excluded.begin(), excluded.end(), id)) continue;
+      buffer_.push_back({score, id});
+      if (buffer_.size() == capacity_) cut();
+    }
+  }
+
+  void merge(const TopK& other) {
+    for (const Candidate& candidate : other.buffer_) {
+      buffer_.push_back(candidate);
+      if (buffer_.size() == capacity_) cut();
+    }
+  }
+
+  // The best, in order; fewer than k if fewer were offered.
+  const std::vector<Candidate>& finish() {
+    std::sort(buffer_.begin(), buffer_.end(), better);
+    if (buffer_.size() > k_) buffer_.resize(k_);
+    return buffer_;
+  }
+
+ private:
+  void cut() {
+    const auto kth = buffer_.begin() + static_cast<std::ptrdiff_t>(k_) - 1;
+    std::nth_element(buffer_.begin(), kth, buffer_.end(), better);
+    buffer_.resize(k_);
+    bar_ = buffer_.back().score;
+    open_ = false;  // an equal score now comes with a larger id
+  }
+
+  std::size_t k_ = 0;
+  std::size_t capacity_ = 0;
+  float bar_ = -std::numeric_limits<float>::infinity();
+  bool open_ = true;  // before the first cut even minus infinity is taken
+  std::vector<Candidate> buffer_;
+};
+
+}  // namespace cexnn::cpu

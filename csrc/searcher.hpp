@@ -1,0 +1,72 @@
+// One search round: update every query's factors from its scores, then find its best unseen items.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "views.hpp"
+
+namespace cexnn {
+
+// How scores y of the items S become a query's factors u. With p = V_S u0, w = `centred`:
+//
+//   K = factor_variance V_S V_S^T + prior_scale_variance p p^T + shift_variance 1 1^T
+//   a = (K + max(noise_variance, 1e-6 max_i K_ii) I)^-1 (y - offset - o_S - w p)
+//   u = (w + prior_scale_variance p.a) u0 + factor_variance V_S^T a               centred
+//   u = (1 - mix) factor_variance V_S^T a + mix u0                                not centred
+//
+// Centred, it is the posterior mean of  y = offset + o + g p + V_S x + shift + noise  with
+// g ~ N(1, prior_scale_variance), x ~ N(0, factor_variance I); not centred and with all variances
+// but the first at zero, the minimum-norm least squares of the scores, mixed with the prior.
+// Without scores, u = u0.
+struct QueryModel {
+  double factor_variance = 1.0;
+  double prior_scale_variance = 0.0;
+  double shift_variance = 0.0;
+  double noise_variance = 0.0;
+  double offset = 0.0;
+  bool centred = true;
+  double mix = 0.0;
+};
+
+// What a search has already computed for its queries: Cholesky factors that grow by rows. A cache
+// of `known`, `priors` and `model`, which must not change under it but for scores appended to rows.
+// Not for two threads at a time.
+class SearchState {
+ public:
+  virtual ~SearchState() = default;
+};
+
+// Items and their offsets, ready to be searched. Borrows its arrays, never changes after
+// construction, may be used from several threads.
+class Searcher {
+ public:
+  virtual ~Searcher() = default;
+
+  virtual std::unique_ptr<SearchState> make_state(std::int64_t n_queries) const = 0;
+
+  // known: (n, n_items), each row in the order of scoring, no item twice; priors: (n, d) u0;
+  // factors_out: (n, d). `state` may be null: nothing is reused.
+  virtual void update(const CsrView& known, MatrixView<const float> priors, const QueryModel& model,
+                      SearchState* state, int num_threads, MatrixView<float> factors_out) const = 0;
+
+  // For each query the k items with the largest u.v + o, largest first, the smaller id first among
+  // equals, skipping the items stored in its row of `seen` (values unused, may be null). ids_out
+  // and approx_out (n, k); -1 and NaN where fewer than k are left.
+  virtual void top_items(MatrixView<const float> query_factors, const CsrView& seen,
+                         int num_threads, MatrixView<std::int32_t> ids_out,
+                         MatrixView<float> approx_out) const = 0;
+
+  // update, then top_items with `known` as the mask.
+  virtual void next_items(const CsrView& known, MatrixView<const float> priors,
+                          const QueryModel& model, SearchState* state, int num_threads,
+                          MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const = 0;
+};
+
+namespace cpu {
+// item_factors (n_items, d); item_offsets (n_items,) or empty: zero.
+std::unique_ptr<Searcher> make_searcher(MatrixView<const float> item_factors,
+                                        VectorView<const float> item_offsets);
+}  // namespace cpu
+
+}  // namespace cexnn

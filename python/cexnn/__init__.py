@@ -1,0 +1,1 @@
+"""k-nearest-neighbour search with cross-encoders, for a small fixed number of calls."""

@@ -1,0 +1,87 @@
+"""Types of the native core.
+
+Arrays are C-contiguous and of exactly the type given; nothing is converted. ``indptr``,
+``indices`` and ``values`` are the three arrays of a CSR matrix with one row a query.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Floats = NDArray[np.float32]
+_Ids = NDArray[np.int32]
+_Offsets = NDArray[np.int64]
+
+def instruction_set() -> str: ...
+def ridge(
+    indptr: _Offsets,
+    indices: _Ids,
+    values: _Floats,
+    factors: _Floats,
+    prior: _Floats | None,
+    regularization: float,
+    num_threads: int,
+) -> _Floats: ...
+
+class AlsSolver:
+    def __init__(
+        self,
+        indptr: _Offsets,
+        indices: _Ids,
+        values: _Floats,
+        n_cols: int,
+        row_prior: _Floats | None,
+        col_prior: _Floats | None,
+        row_regularization: float,
+        col_regularization: float,
+        num_threads: int,
+    ) -> None: ...
+    def step(self, row_factors: _Floats, col_factors: _Floats) -> None: ...
+    def objective(self, row_factors: _Floats, col_factors: _Floats) -> float: ...
+
+class QueryModel:
+    def __init__(
+        self,
+        *,
+        factor_variance: float,
+        prior_scale_variance: float,
+        shift_variance: float,
+        noise_variance: float,
+        offset: float,
+        centred: bool,
+        mix: float,
+    ) -> None: ...
+
+class SearchState: ...
+
+class Searcher:
+    def __init__(self, item_factors: _Floats, item_offsets: _Floats | None) -> None: ...
+    def make_state(self, n_queries: int) -> SearchState: ...
+    def update(
+        self,
+        indptr: _Offsets,
+        indices: _Ids,
+        values: _Floats,
+        priors: _Floats,
+        model: QueryModel,
+        state: SearchState | None,
+        num_threads: int,
+    ) -> _Floats: ...
+    def top_items(
+        self,
+        query_factors: _Floats,
+        indptr: _Offsets,
+        indices: _Ids,
+        k: int,
+        num_threads: int,
+    ) -> tuple[_Ids, _Floats]: ...
+    def next_items(
+        self,
+        indptr: _Offsets,
+        indices: _Ids,
+        values: _Floats,
+        priors: _Floats,
+        model: QueryModel,
+        state: SearchState | None,
+        k: int,
+        num_threads: int,
+    ) -> tuple[_Ids, _Floats]: ...

@@ -1,0 +1,93 @@
+"""Where the numerical work runs: ``"auto"``, ``"cpu"`` or ``"cuda"`` to one decision."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["cuda_available", "default_num_threads", "resolve_device", "resolve_num_threads"]
+
+
+def cuda_available() -> bool:
+    """Whether the native core can run on a CUDA device here.
+
+    Returns
+    -------
+    bool
+        False: this version's core has CPU kernels only.
+    """
+    return False
+
+
+def resolve_device(device: str) -> str:
+    """Turn a ``device`` argument into the device to use.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda"}
+        ``"auto"`` takes CUDA where it is available and never raises.
+
+    Returns
+    -------
+    {"cpu", "cuda"}
+
+    Raises
+    ------
+    ValueError
+        Any other name.
+    RuntimeError
+        ``"cuda"`` without a CUDA device or build.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {device!r}")
+    if device == "cuda" and not cuda_available():
+        raise RuntimeError("device='cuda': this build of cexnn has no CUDA kernels")
+    return "cuda" if device != "cpu" and cuda_available() else "cpu"
+
+
+def resolve_num_threads(num_threads: int | None) -> int:
+    """Turn a ``num_threads`` argument into a number of threads.
+
+    Parameters
+    ----------
+    num_threads : int or None
+        None: the CPUs that this process may use.
+
+    Raises
+    ------
+    ValueError
+        Below 1, or not an integer.
+    """
+    if num_threads is None:
+        return default_num_threads()
+    if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
+        raise ValueError(f"num_threads: expected an integer of at least 1, got {num_threads!r}")
+    return num_threads
+
+
+def default_num_threads() -> int:
+    """Return the number of CPUs that this process may use: its affinity and its cgroup's quota."""
+    if hasattr(os, "sched_getaffinity"):
+        n_cpus = len(os.sched_getaffinity(0))
+    else:
+        n_cpus = os.cpu_count() or 1
+    quota = _cgroup_quota(Path("/sys/fs/cgroup"))
+    return n_cpus if quota is None else max(1, min(n_cpus, int(quota)))
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    """CPUs that the control group (version 2, else 1) mounted at ``root`` grants; None: no limit."""
+    try:
+        quota, period = (root / "cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return None
+    if quota in ("max", "-1"):
+        return None
+    try:
+        return float(quota) / float(period)
+    except (ValueError, ZeroDivisionError):
+        return None

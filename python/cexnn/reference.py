@@ -1,0 +1,131 @@
+"""Ridge, top-k, ALS and the query update in plain NumPy, float64: the definitions.
+
+Short and obvious, never optimised. The native core is tested against these functions; nothing in
+the package uses them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+__all__ = ["als", "objective", "ridge", "topk", "update_query"]
+
+Floats = NDArray[np.float64]
+
+RIDGE_FLOOR = 1e-6  # times the largest squared row norm: the least regularisation
+
+
+def ridge(A: Floats, y: Floats, x0: Floats, regularization: float) -> Floats:
+    """Minimise ``|y - A x|^2 + regularization |x - x0|^2``.
+
+    Parameters
+    ----------
+    A : (n, d)
+        Factors of the scored items.
+    y : (n,)
+        Their scores.
+    x0 : (d,)
+        Prior.
+    regularization : float
+        At least ``1e-6`` times the largest squared row norm of ``A`` is used.
+
+    Returns
+    -------
+    (d,) float64
+    """
+    if len(y) == 0:
+        return np.array(x0, dtype=np.float64)
+    A = np.asarray(A, dtype=np.float64)
+    largest = (A**2).sum(axis=1).max()
+    lam = max(regularization, RIDGE_FLOOR * largest if largest > 0 else 1.0)
+    gram = A.T @ A + lam * np.eye(A.shape[1])
+    return x0 + np.linalg.solve(gram, A.T @ (y - A @ x0))
+
+
+def topk(approx: Floats, seen: set[int], k: int) -> list[int]:
+    """Ids of the k largest approximate scores not in ``seen``; the smaller id first among equals."""
+    ids = [i for i in range(len(approx)) if i not in seen]
+    return sorted(ids, key=lambda i: (-approx[i], i))[:k]
+
+
+def als(
+    scores: csr_array,
+    U: Floats,
+    V: Floats,
+    U0: Floats,
+    V0: Floats,
+    regularization: tuple[float, float],
+    n_iterations: int,
+) -> tuple[Floats, Floats]:
+    """Alternate ridge rows over queries and items; see `objective` for what falls.
+
+    Returns
+    -------
+    U, V : (n, d), (m, d) float64
+    """
+    U, V = np.array(U, dtype=np.float64), np.array(V, dtype=np.float64)
+    by_item = scores.T.tocsr()
+    for _ in range(n_iterations):
+        for q in range(scores.shape[0]):
+            part = slice(scores.indptr[q], scores.indptr[q + 1])
+            U[q] = ridge(V[scores.indices[part]], scores.data[part], U0[q], regularization[0])
+        for i in range(scores.shape[1]):
+            part = slice(by_item.indptr[i], by_item.indptr[i + 1])
+            V[i] = ridge(U[by_item.indices[part]], by_item.data[part], V0[i], regularization[1])
+    return U, V
+
+
+def objective(
+    scores: csr_array,
+    U: Floats,
+    V: Floats,
+    U0: Floats,
+    V0: Floats,
+    regularization: tuple[float, float],
+) -> float:
+    """Sum of squared errors over stored scores, plus each side's regularisation."""
+    rows, cols = scores.tocoo().coords
+    errors = scores.data.astype(np.float64) - (U[rows] * V[cols]).sum(axis=1)
+    total = (errors**2).sum()
+    total += regularization[0] * ((U - U0) ** 2).sum() + regularization[1] * ((V - V0) ** 2).sum()
+    return float(total)
+
+
+def update_query(
+    V: Floats,
+    o: Floats,
+    y: Floats,
+    u0: Floats,
+    *,
+    factor_variance: float,
+    prior_scale_variance: float,
+    shift_variance: float,
+    noise_variance: float,
+    offset: float,
+    centred: bool,
+    mix: float,
+) -> Floats:
+    """Factors of a query from the scores of the items ``V`` (n, d) with offsets ``o`` (n,).
+
+    Centred: the posterior mean of ``y = offset + o + g p + V x + shift + noise``. Otherwise the
+    least squares of ``y - offset - o``, mixed with the prior.
+
+    Returns
+    -------
+    (d,) float64
+    """
+    V, u0 = np.asarray(V, dtype=np.float64), np.asarray(u0, dtype=np.float64)
+    if len(y) == 0:
+        return u0
+    p = V @ u0
+    K = factor_variance * V @ V.T + prior_scale_variance * np.outer(p, p) + shift_variance
+    largest = K.diagonal().max()
+    noise = max(noise_variance, RIDGE_FLOOR * largest if largest > 0 else 1.0)
+    residual = y - offset - o - (p if centred else 0.0)
+    a = np.linalg.solve(K + noise * np.eye(len(y)), residual)
+    step = factor_variance * V.T @ a
+    if centred:
+        return (1.0 + prior_scale_variance * (p @ a)) * u0 + step
+    return (1.0 - mix) * step + mix * u0
