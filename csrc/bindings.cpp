@@ -2,13 +2,16 @@
 // type: converting is Python's job.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "als.hpp"
 #include "cpu/kernels.hpp"
+#include "pack.hpp"
 #include "searcher.hpp"
 
 namespace py = pybind11;
@@ -200,6 +203,44 @@ void register_searcher(py::module_& m) {
            "num_threads"_a);
 }
 
+using PyTokenLists = std::pair<Offsets, Ids>;
+
+TokenLists lists_of(const PyTokenLists& lists, const char* name) {
+  return {vector_of(lists.first, name), vector_of(lists.second, name)};
+}
+
+void pack_pairs(const PyTokenLists& queries, const PyTokenLists& items, const Ids& rows,
+                const Ids& item_ids, const PyTokenLists& constants, const Ids& constant_types,
+                std::int32_t query_type, std::int32_t item_type, std::int32_t pad_id,
+                std::int32_t pad_type, std::int64_t max_length, Offsets input_ids,
+                Offsets attention_mask, Offsets token_type_ids) {
+  const PairFormat format{lists_of(constants, "constants"),
+                          vector_of(constant_types, "constant_types"),
+                          query_type,
+                          item_type,
+                          pad_id,
+                          pad_type};
+  const TokenLists query_lists = lists_of(queries, "queries");
+  const TokenLists item_lists = lists_of(items, "items");
+  const VectorView<const std::int32_t> row_view = vector_of(rows, "rows");
+  const VectorView<const std::int32_t> item_view = vector_of(item_ids, "item_ids");
+  const MatrixView<std::int64_t> ids = writable(input_ids, "input_ids");
+  const MatrixView<std::int64_t> mask = writable(attention_mask, "attention_mask");
+  const MatrixView<std::int64_t> types = writable(token_type_ids, "token_type_ids");
+  const py::gil_scoped_release release;
+  cpu::pack_pairs(query_lists, item_lists, row_view, item_view, format, max_length, ids, mask,
+                  types);
+}
+
+void register_pack(py::module_& m) {
+  using namespace py::literals;
+  m.def("pack_pairs", &pack_pairs, "queries"_a.noconvert(), "items"_a.noconvert(),
+        "rows"_a.noconvert(), "item_ids"_a.noconvert(), "constants"_a.noconvert(),
+        "constant_types"_a.noconvert(), "query_type"_a, "item_type"_a, "pad_id"_a, "pad_type"_a,
+        "max_length"_a, "input_ids"_a.noconvert(), "attention_mask"_a.noconvert(),
+        "token_type_ids"_a.noconvert());
+}
+
 }  // namespace
 }  // namespace cexnn
 
@@ -207,5 +248,6 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The native core: ridge rows and search rounds. See _core.pyi.";
   m.def("instruction_set", [] { return cexnn::cpu::kernels().name; });
   cexnn::register_als(m);
+  cexnn::register_pack(m);
   cexnn::register_searcher(m);
 }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 _Floats = NDArray[np.float32]
 _Ids = NDArray[np.int32]
 _Offsets = NDArray[np.int64]
+_TokenLists = tuple[_Offsets, _Ids]
 
 def instruction_set() -> str: ...
 def ridge(
@@ -21,6 +22,22 @@ def ridge(
     regularization: float,
     num_threads: int,
 ) -> _Floats: ...
+def pack_pairs(
+    queries: _TokenLists,
+    items: _TokenLists,
+    rows: _Ids,
+    item_ids: _Ids,
+    constants: _TokenLists,
+    constant_types: _Ids,
+    query_type: int,
+    item_type: int,
+    pad_id: int,
+    pad_type: int,
+    max_length: int,
+    input_ids: NDArray[np.int64],
+    attention_mask: NDArray[np.int64],
+    token_type_ids: NDArray[np.int64],
+) -> None: ...
 
 class AlsSolver:
     def __init__(

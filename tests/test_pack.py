@@ -1,0 +1,152 @@
+"""Token ids of pairs to padded model inputs, against a plain definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cexnn import _core
+
+
+def lists(*tokens):
+    """Return lists of token ids as offsets and ids."""
+    offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int64)
+    return offsets, np.array([t for one in tokens for t in one], dtype=np.int32)
+
+
+def pack_plainly(
+    queries, items, rows, item_ids, constants, types, query_type, item_type, pad, max_length, width
+):
+    """Define what ``pack_pairs`` writes, one pair and one token at a time."""
+    prefix, middle, suffix = constants
+    prefix_types, middle_types, suffix_types = types
+    ids, mask, type_ids = [], [], []
+    for row, item_id in zip(rows, item_ids, strict=True):
+        query, item = queries[row], items[item_id]
+        n_fixed = len(prefix) + len(query) + len(middle) + len(suffix)
+        item = item[: max_length - n_fixed]
+        tokens = prefix + query + middle + item + suffix
+        kinds = prefix_types + [query_type] * len(query) + middle_types
+        kinds = kinds + [item_type] * len(item) + suffix_types
+        n_padding = width - len(tokens)
+        ids.append(tokens + [pad[0]] * n_padding)
+        mask.append([1] * len(tokens) + [0] * n_padding)
+        type_ids.append(kinds + [pad[1]] * n_padding)
+    return [np.array(x, dtype=np.int64).reshape(-1, width) for x in (ids, mask, type_ids)]
+
+
+def pack(queries, items, rows, item_ids, constants, types, max_length, width, **changes):
+    """Call the native function on Python lists; the outputs start as rubbish."""
+    outputs = [np.full((len(rows), width), -7, dtype=np.int64) for _ in range(3)]
+    arguments = {
+        "queries": lists(*queries),
+        "items": lists(*items),
+        "rows": np.array(rows, dtype=np.int32),
+        "item_ids": np.array(item_ids, dtype=np.int32),
+        "constants": lists(*constants),
+        "constant_types": np.array([t for one in types for t in one], dtype=np.int32),
+        "query_type": 0,
+        "item_type": 1,
+        "pad_id": 3,
+        "pad_type": 0,
+        "max_length": max_length,
+        "input_ids": outputs[0],
+        "attention_mask": outputs[1],
+        "token_type_ids": outputs[2],
+    }
+    arguments.update(changes)
+    _core.pack_pairs(**arguments)
+    return outputs
+
+
+BERT = ([[101], [102], [102]], [[0], [0], [1]])
+ROBERTA = ([[0], [2, 2], [2]], [[0], [0, 0], [0]])
+BARE = ([[], [], []], [[], [], []])
+
+
+@pytest.mark.parametrize("layout", [BERT, ROBERTA, BARE], ids=["bert", "roberta", "bare"])
+@pytest.mark.parametrize("max_length", [8, 9, 64])
+@pytest.mark.parametrize("extra_width", [0, 5])
+def test_packs_as_defined(layout, max_length, extra_width):
+    generator = np.random.default_rng(max_length)
+    constants, types = layout
+    n_constants = sum(map(len, constants))
+    longest_query = max_length - n_constants
+    queries = [
+        generator.integers(200, 999, n).tolist()
+        for n in (*generator.integers(0, min(longest_query, 20) + 1, 6), 0, min(longest_query, 20))
+    ]
+    items = [
+        generator.integers(200, 999, n).tolist() for n in (*generator.integers(0, 70, 9), 0, 1)
+    ]
+    rows = generator.integers(0, len(queries), 50).tolist()
+    item_ids = generator.integers(0, len(items), 50).tolist()
+    totals = [
+        n_constants + len(queries[r]) + len(items[i]) for r, i in zip(rows, item_ids, strict=True)
+    ]
+    width = min(max(totals), max_length) + extra_width
+
+    expected = pack_plainly(
+        queries, items, rows, item_ids, constants, types, 5, 6, (3, 4), max_length, width
+    )
+    got = pack(
+        queries, items, rows, item_ids, constants, types, max_length, width,
+        query_type=5, item_type=6, pad_type=4,
+    )  # fmt: skip
+
+    assert max(totals) > max_length or max_length == 64
+    for array, wanted in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+
+
+def test_a_pair_by_hand():
+    ids, mask, types = pack([[11, 12]], [[21, 22, 23, 24]], [0], [0], *BERT, 8, 10)
+    assert ids.tolist() == [[101, 11, 12, 102, 21, 22, 23, 102, 3, 3]]
+    assert mask.tolist() == [[1] * 8 + [0, 0]]
+    assert types.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1, 0, 0]]
+
+
+def test_no_pairs():
+    assert pack([[1]], [[2]], [], [], *BERT, 8, 6)[0].shape == (0, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": np.int32([1])}, "rows: expected a number from 0 to 0, got 1"),
+        ({"rows": np.int32([-1])}, "rows: expected"),
+        ({"item_ids": np.int32([2])}, "item_ids: expected a number from 0 to 1, got 2"),
+        ({"item_ids": np.int32([0, 0])}, "item_ids: expected 1 numbers"),
+        ({"max_length": 4}, "max_length: query 0 needs 5 tokens without an item, got 4"),
+        ({"input_ids": np.empty((1, 5), dtype=np.int64)}, "attention_mask: expected shape"),
+        ({"token_type_ids": np.empty((2, 6), dtype=np.int64)}, "token_type_ids: expected shape"),
+        ({"items": (np.int64([0, 1, 3]), np.int32([1, 2]))}, "items: expected offsets"),
+        ({"items": (np.int64([0, 9, 2]), np.int32([1, 2]))}, "offsets of list 0 do not ascend"),
+        ({"queries": (np.int64([]), np.int32([]))}, "queries: expected offsets"),
+        ({"constants": lists([101], [102])}, "constants: expected prefix, middle and suffix"),
+        ({"constant_types": np.int32([0, 0])}, "constants: expected prefix, middle and suffix"),
+    ],
+)
+def test_wrong_values_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        pack([[11, 12]], [[21], [22]], [0], [0], *BERT, 8, 6, **changes)
+
+
+def test_a_pair_wider_than_the_output_is_refused():
+    with pytest.raises(ValueError, match="input_ids: pair 1 has 7 tokens, got room for 6"):
+        pack([[11, 12]], [[21], [22, 23]], [0, 0], [0, 1], *BERT, 8, 6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rows": np.int64([0])},
+        {"input_ids": np.empty((1, 6), dtype=np.int32)},
+        {"input_ids": np.empty((1, 12), dtype=np.int64)[:, ::2]},
+        {"items": (np.int32([0, 1, 2]), np.int32([21, 22]))},
+    ],
+    ids=["rows int64", "ids int32", "strided", "offsets int32"],
+)
+def test_arrays_are_never_converted(changes):
+    with pytest.raises(TypeError):
+        pack([[11, 12]], [[21], [22]], [0], [0], *BERT, 8, 6, **changes)
