@@ -30,8 +30,8 @@ struct QueryModel {
 };
 
 // What a search has already computed for its queries: Cholesky factors that grow by rows. A cache
-// of `known`, `priors` and `model`, which must not change under it but for scores appended to rows.
-// Not for two threads at a time.
+// of the ids in `known`, of `priors` and `model`, which must not change under it but for ids
+// appended to rows. The scores themselves may change. Not for two threads at a time.
 class SearchState {
  public:
   virtual ~SearchState() = default;

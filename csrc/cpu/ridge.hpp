@@ -39,16 +39,16 @@ bool cholesky_row(const Kernels& k, const Previous& previous, std::int64_t i, Re
   }
   const Real diagonal = row[i];
   const Real pivot = diagonal - dot(k, row, row, i);
-  constexpr Real kPivotFloor = sizeof(Real) == sizeof(float) ? Real(1e-6) : Real(1e-14);
+  constexpr Real kPivotFloor = sizeof(Real) == sizeof(float) ? Real(1e-4) : Real(1e-14);
   if (!(pivot > kPivotFloor * diagonal)) return false;
   row[i] = std::sqrt(pivot);
   return true;
 }
 
-// x := L^-1 x from row `from` on (the rows before are done), then L^-T x. n^2 flops each.
+// x := L^-1 x and x := L^-T x. n^2 flops each.
 template <typename Real, typename Row>
-void solve_lower(const Kernels& k, const Row& row, std::int64_t from, std::int64_t n, Real* x) {
-  for (std::int64_t i = from; i < n; ++i) x[i] = (x[i] - dot(k, row(i), x, i)) / row(i)[i];
+void solve_lower(const Kernels& k, const Row& row, std::int64_t n, Real* x) {
+  for (std::int64_t i = 0; i < n; ++i) x[i] = (x[i] - dot(k, row(i), x, i)) / row(i)[i];
 }
 
 template <typename Real, typename Row>
@@ -101,7 +101,7 @@ class RidgeSolver {
     lower_gram(rows_.data(), n, d_, gram_.data());
     if (!factorise(n, lambda)) return false;
     const auto row = [this, n](std::int64_t i) { return gram_.data() + i * n; };
-    solve_lower(k_, row, 0, n, residual_.data());
+    solve_lower(k_, row, n, residual_.data());
     solve_upper(k_, row, n, residual_.data());
     for (std::int64_t i = 0; i < n; ++i)
       axpy(k_, residual_[i], rows_.data() + i * d_, step_.data(), d_);
@@ -122,7 +122,7 @@ class RidgeSolver {
     }
     if (!factorise(d_, lambda)) return false;
     const auto row = [this](std::int64_t i) { return gram_.data() + i * d_; };
-    solve_lower(k_, row, 0, d_, step_.data());
+    solve_lower(k_, row, d_, step_.data());
     solve_upper(k_, row, d_, step_.data());
     return true;
   }

@@ -23,9 +23,7 @@ struct QueryState {
   double largest = 0.0;          // largest K_ii so far
   std::vector<double> fit;       // p of the scores done
   std::vector<double> cholesky;  // dual: rows of L, packed
-  std::vector<double> solved;    // dual: L^-1 residual
   std::vector<double> gram;      // primal: lower triangle, (d + 2, d + 2)
-  std::vector<double> right;     // primal: features^T residual
   bool primal = false;
 };
 
@@ -87,13 +85,10 @@ class QueryUpdate {
       state.primal = primal;
       state.n_done = 0;
       state.cholesky = {};
-      state.solved = {};
       state.gram.assign(static_cast<std::size_t>((d_ + 2) * (d_ + 2)), 0.0);
-      state.right.assign(static_cast<std::size_t>(d_ + 2), 0.0);
     } else if (!primal && noise != state.noise) {  // the floor rose
       state.n_done = 0;
       state.cholesky.clear();
-      state.solved.clear();
     }
     state.noise = noise;
     if (primal) {
@@ -109,9 +104,13 @@ class QueryUpdate {
            model_.prior_scale_variance * p_a * p_b + model_.shift_variance;
   }
 
-  double residual(const QueryState& state, std::int64_t i) const {
-    const double offset = offsets_.empty() ? 0.0 : offsets_[ids_[i]];
-    return y_[i] - model_.offset - offset - (model_.centred ? state.fit[i] : 0.0);
+  std::vector<double> residuals(const QueryState& state) const {
+    std::vector<double> residual(static_cast<std::size_t>(ids_.size));
+    for (std::int64_t i = 0; i < ids_.size; ++i) {
+      const double offset = offsets_.empty() ? 0.0 : offsets_[ids_[i]];
+      residual[i] = y_[i] - model_.offset - offset - (model_.centred ? state.fit[i] : 0.0);
+    }
+    return residual;
   }
 
   void append_dual(QueryState& state, std::int64_t i) const {
@@ -124,14 +123,13 @@ class QueryUpdate {
     const auto previous = [&state](std::int64_t j) { return packed_row(state.cholesky, j); };
     if (!cholesky_row(k_, previous, i, row))
       throw std::runtime_error("the system of a query is not solvable: factors not finite?");
-    state.solved.push_back(residual(state, i));
-    solve_lower(k_, previous, i, i + 1, state.solved.data());
   }
 
   // Fills step with factor_variance V^T a and returns prior_scale_variance p.a.
   double solve_dual(const QueryState& state, std::vector<double>& step) const {
-    std::vector<double> a = state.solved;
+    std::vector<double> a = residuals(state);
     const auto row = [&state](std::int64_t i) { return packed_row(state.cholesky, i); };
+    solve_lower(k_, row, ids_.size, a.data());
     solve_upper(k_, row, ids_.size, a.data());
     double along_prior = 0.0;
     for (std::int64_t i = 0; i < ids_.size; ++i) {
@@ -142,29 +140,36 @@ class QueryUpdate {
   }
 
   void append_primal(QueryState& state, std::int64_t i) {
-    const std::int64_t n_features = d_ + 2;
-    features_.resize(static_cast<std::size_t>(n_features));
+    fill_features(state, i);
+    for (std::int64_t j = 0; j < d_ + 2; ++j)
+      k_.axpy_f64(features_[j], features_.data(), state.gram.data() + j * (d_ + 2), j + 1);
+  }
+
+  void fill_features(const QueryState& state, std::int64_t i) {
+    features_.resize(static_cast<std::size_t>(d_ + 2));
     const double scale = std::sqrt(model_.factor_variance);
     const float* v = items_.row(ids_[i]);
     for (std::int64_t j = 0; j < d_; ++j) features_[j] = scale * v[j];
     features_[d_] = std::sqrt(model_.prior_scale_variance) * state.fit[i];
     features_[d_ + 1] = std::sqrt(model_.shift_variance);
-    for (std::int64_t j = 0; j < n_features; ++j)
-      k_.axpy_f64(features_[j], features_.data(), state.gram.data() + j * n_features, j + 1);
-    k_.axpy_f64(residual(state, i), features_.data(), state.right.data(), n_features);
   }
 
-  double solve_primal(const QueryState& state, std::vector<double>& step) const {
+  double solve_primal(const QueryState& state, std::vector<double>& step) {
     const std::int64_t n_features = d_ + 2;
     std::vector<double> system = state.gram;
-    std::vector<double> x = state.right;
+    std::vector<double> x(static_cast<std::size_t>(n_features), 0.0);
+    const std::vector<double> residual = residuals(state);
+    for (std::int64_t i = 0; i < ids_.size; ++i) {
+      fill_features(state, i);
+      k_.axpy_f64(residual[i], features_.data(), x.data(), n_features);
+    }
     const auto row = [&](std::int64_t i) { return system.data() + i * n_features; };
     for (std::int64_t i = 0; i < n_features; ++i) {
       row(i)[i] += state.noise;
       if (!cholesky_row(k_, row, i, row(i)))
         throw std::runtime_error("the system of a query is not solvable: factors not finite?");
     }
-    solve_lower(k_, row, 0, n_features, x.data());
+    solve_lower(k_, row, n_features, x.data());
     solve_upper(k_, row, n_features, x.data());
     const double scale = std::sqrt(model_.factor_variance);
     for (std::int64_t j = 0; j < d_; ++j) step[j] = scale * x[j];

@@ -1,0 +1,267 @@
+"""The native core against the definitions in `cexnn.reference`."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from cexnn import _core, reference
+
+THREADS = [1, 3]
+
+
+def sparse_scores(rng, n_rows, n_cols, sizes):
+    """CSR with the given number of scores in each row, columns shuffled within a row."""
+    indptr = np.zeros(n_rows + 1, dtype=np.int64)
+    indptr[1:] = np.cumsum(sizes)
+    indices = [rng.permutation(n_cols)[:size] for size in sizes]
+    indices = np.concatenate([*indices, []]).astype(np.int32)
+    return indptr, indices, rng.normal(size=len(indices)).astype(np.float32)
+
+
+def normal(rng, *shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("num_threads", THREADS)
+@pytest.mark.parametrize("d", [1, 2, 7, 16, 33, 130])
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_ridge_rows_match_the_definition(d, with_prior, num_threads):
+    rng = np.random.default_rng(d)
+    sizes = [0, 1, 2, d - 1, d, d + 1, 37, 0, 60, 3]
+    indptr, indices, values = sparse_scores(rng, len(sizes), 700, sizes)
+    factors = normal(rng, 700, d)
+    prior = normal(rng, len(sizes), d) if with_prior else None
+    x = _core.ridge(indptr, indices, values, factors, prior, 0.3, num_threads)
+    for r in range(len(sizes)):
+        part = slice(indptr[r], indptr[r + 1])
+        x0 = prior[r] if with_prior else np.zeros(d)
+        expected = reference.ridge(factors[indices[part]], values[part], x0, 0.3)
+        # Single precision; the condition number is at most about 1e4 at this regularisation.
+        np.testing.assert_allclose(x[r], expected, rtol=2e-3, atol=2e-3)
+    assert np.array_equal(x, _core.ridge(indptr, indices, values, factors, prior, 0.3, 1))
+
+
+def test_ridge_with_more_scores_than_one_chunk():
+    rng = np.random.default_rng(0)
+    indptr, indices, values = sparse_scores(rng, 2, 3000, [1500, 1025])
+    factors = normal(rng, 3000, 20)
+    x = _core.ridge(indptr, indices, values, factors, None, 1.0, 2)
+    for r in range(2):
+        part = slice(indptr[r], indptr[r + 1])
+        expected = reference.ridge(factors[indices[part]], values[part], np.zeros(20), 1.0)
+        np.testing.assert_allclose(x[r], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_ridge_survives_repeated_zero_and_collinear_items():
+    rng = np.random.default_rng(1)
+    factors = normal(rng, 12, 8)
+    factors[1] = factors[0]
+    factors[2] = factors[0] * (1 + 1e-6)
+    factors[3] = 0
+    indptr = np.int64([0, 4, 16, 17])
+    indices = np.int32([0, 1, 2, 3, *range(12), 3])
+    values = normal(rng, 17)
+    x = _core.ridge(indptr, indices, values, factors, None, 0.0, 1)
+    for r in range(3):
+        part = slice(indptr[r], indptr[r + 1])
+        A = factors[indices[part]].astype(np.float64)
+        expected = reference.ridge(A, values[part], np.zeros(8), 0.0)
+        # The floor leaves a condition number of 1e6: the fit is compared, not the factors.
+        np.testing.assert_allclose(A @ x[r], A @ expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("regularization", [(0.1, 0.1), (3.0, 10.0)])
+def test_als_reaches_the_objective_of_the_definition(regularization):
+    rng = np.random.default_rng(2)
+    n, m, d = 23, 41, 9
+    sizes = rng.integers(0, 30, size=n)
+    indptr, indices, values = sparse_scores(rng, n, m, sizes)
+    order = np.concatenate(
+        [s.start + np.argsort(indices[s]) for s in map(slice, indptr[:-1], indptr[1:])]
+    )
+    scores = csr_array((values[order], indices[order], indptr), shape=(n, m))
+    U0, V0 = normal(rng, n, d), normal(rng, m, d)
+    U, V = U0.copy(), V0.copy()
+    solver = _core.AlsSolver(indptr, indices, values, m, U0, V0, *regularization, 2)
+    for _ in range(4):
+        solver.step(U, V)
+    expected = reference.als(scores, U0, V0, U0, V0, regularization, 4)
+    target = reference.objective(scores, *expected, U0, V0, regularization)
+    assert solver.objective(U, V) == pytest.approx(target, rel=1e-4)
+    reached = reference.objective(scores, U.astype(float), V.astype(float), U0, V0, regularization)
+    assert reached == pytest.approx(target, rel=1e-4)
+
+
+MODELS = {
+    "calibrated": dict(
+        factor_variance=0.7,
+        prior_scale_variance=0.25,
+        shift_variance=2.0,
+        noise_variance=0.1,
+        offset=-1.5,
+        centred=True,
+        mix=0.0,
+    ),
+    "least_squares": dict(
+        factor_variance=1.0,
+        prior_scale_variance=0.0,
+        shift_variance=0.0,
+        noise_variance=0.0,
+        offset=0.4,
+        centred=False,
+        mix=0.3,
+    ),
+}
+
+
+def sizes_around(d):
+    return [0, 1, 2, 5, d, d + 1, d + 2, d + 3, d + 4, 2 * d + 9]
+
+
+@pytest.mark.parametrize("num_threads", THREADS)
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("d", [1, 6, 17, 48])
+@pytest.mark.parametrize("with_offsets", [False, True])
+def test_query_update_matches_the_definition(d, name, with_offsets, num_threads):
+    rng = np.random.default_rng(d)
+    sizes = sizes_around(d)
+    indptr, indices, values = sparse_scores(rng, len(sizes), 300, sizes)
+    V, u0 = normal(rng, 300, d), normal(rng, len(sizes), d)
+    offsets = normal(rng, 300) if with_offsets else None
+    searcher = _core.Searcher(V, offsets)
+    model = _core.QueryModel(**MODELS[name])
+    u = searcher.update(indptr, indices, values, u0, model, None, num_threads)
+    for q in range(len(sizes)):
+        ids = indices[indptr[q] : indptr[q + 1]]
+        o = offsets[ids] if with_offsets else 0.0
+        y = values[indptr[q] : indptr[q + 1]]
+        expected = reference.update_query(V[ids], o, y, u0[q], **MODELS[name])
+        # Double precision until the last rounding; least squares near n = d is ill-conditioned.
+        np.testing.assert_allclose(u[q], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_growing_by_rounds_equals_computing_at_once(name):
+    rng = np.random.default_rng(3)
+    d, m = 12, 200
+    V, u0 = normal(rng, m, d), normal(rng, 2, d)
+    V[:20] *= 0.1  # rows met later are longer: the floor of the least squares rises
+    searcher, model = _core.Searcher(V, None), _core.QueryModel(**MODELS[name])
+    state = searcher.make_state(2)
+    ids = np.stack([np.arange(40), np.arange(40)[::-1] + 30]).astype(np.int32)
+    y = normal(rng, 2, 40)
+    for n in (0, 3, 10, 14, 15, 22, 40):
+        indptr = np.int64([0, n, 2 * n])
+        known = (indptr, ids[:, :n].ravel(), y[:, :n].ravel())
+        grown = searcher.update(*known, u0, model, state, 1)
+        assert np.array_equal(grown, searcher.update(*known, u0, model, None, 1))
+    with pytest.raises(ValueError, match="known"):
+        searcher.update(np.int64([0, 1, 2]), ids[:, 0].copy(), y[:, 0].copy(), u0, model, state, 1)
+
+
+@pytest.mark.parametrize("num_threads", THREADS)
+@pytest.mark.parametrize("m", [1, 5, 255, 256, 257, 9000])
+@pytest.mark.parametrize("d", [1, 3, 16, 37])
+def test_topk_ids_match_exactly_on_integers(m, d, num_threads):
+    rng = np.random.default_rng(m)
+    V = rng.integers(-3, 4, size=(m, d)).astype(np.float32)  # exact products, many ties
+    o = rng.integers(-2, 3, size=m).astype(np.float32)
+    U = rng.integers(-3, 4, size=(37, d)).astype(np.float32)
+    sizes = np.minimum(m, rng.integers(0, 50, size=37))
+    sizes[0], sizes[1] = m, max(0, m - 2)
+    indptr, seen, _ = sparse_scores(rng, 37, m, sizes)
+    for offsets in (None, o):
+        searcher = _core.Searcher(V, offsets)
+        for k in (1, 2, 17, m):
+            ids, approx = searcher.top_items(U, indptr, seen, k, num_threads)
+            for q in (0, 1, 2, 3, 35, 36):
+                scores = V @ U[q] + (0 if offsets is None else offsets)
+                masked = set(seen[indptr[q] : indptr[q + 1]].tolist())
+                expected = reference.topk(scores, masked, k)
+                padding = [-1] * (k - len(expected))
+                assert ids[q].tolist() == expected + padding
+                assert approx[q, : len(expected)].tolist() == scores[expected].tolist()
+                assert np.isnan(approx[q, len(expected) :]).all()
+
+
+def test_a_batch_equals_one_by_one_and_threads_change_nothing():
+    rng = np.random.default_rng(4)
+    V, u0 = normal(rng, 5000, 50), normal(rng, 70, 50)
+    indptr, indices, values = sparse_scores(rng, 70, 5000, [30] * 70)
+    searcher, model = _core.Searcher(V, None), _core.QueryModel(**MODELS["calibrated"])
+    run = lambda part, threads: searcher.next_items(  # noqa: E731
+        np.int64([0, *np.cumsum([30] * len(u0[part]))]),
+        indices.reshape(70, 30)[part].ravel(),
+        values.reshape(70, 30)[part].ravel(),
+        u0[part],
+        model,
+        None,
+        25,
+        threads,
+    )
+    ids, approx = run(slice(None), 2)
+    assert np.array_equal(ids, run(slice(None), 1)[0])
+    assert np.array_equal(approx, run(slice(None), 5)[1])
+    for q in (0, 33, 69):
+        alone, alone_approx = run(slice(q, q + 1), 1)
+        assert np.array_equal(ids[q], alone[0])
+        assert np.array_equal(approx[q], alone_approx[0])
+
+
+def test_next_items_is_update_then_top_items():
+    rng = np.random.default_rng(5)
+    V, u0 = normal(rng, 400, 24), normal(rng, 3, 24)
+    indptr, indices, values = sparse_scores(rng, 3, 400, [0, 9, 60])
+    searcher, model = _core.Searcher(V, normal(rng, 400)), _core.QueryModel(**MODELS["calibrated"])
+    u = searcher.update(indptr, indices, values, u0, model, None, 1)
+    expected = searcher.top_items(u, indptr, indices, 20, 1)
+    ids, approx = searcher.next_items(indptr, indices, values, u0, model, None, 20, 1)
+    assert np.array_equal(ids, expected[0])
+    assert np.array_equal(approx, expected[1])
+
+
+@pytest.mark.parametrize("name", ["plain", "avx2", "avx512"])
+def test_every_instruction_set_passes(name):
+    """The tests of this file again, in a process that uses another instruction set."""
+    environment = {**os.environ, "CEXNN_SIMD": name}
+    check = "from cexnn import _core; print(_core.instruction_set())"
+    used = subprocess.run(
+        [sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+    if used != name:
+        pytest.skip(f"this processor has no {name}")
+    if used == _core.instruction_set():
+        return  # the tests above ran on it
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    deselect = ["--deselect", f"{__file__}::test_every_instruction_set_passes", "-k", "not every"]
+    done = subprocess.run(command + deselect, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_shapes_that_disagree_are_refused():
+    V = np.ones((4, 3), dtype=np.float32)
+    searcher, model = _core.Searcher(V, None), _core.QueryModel(**MODELS["calibrated"])
+    empty = (np.int64([0, 0]), np.int32([]), np.float32([]))
+    u0 = np.zeros((1, 3), dtype=np.float32)
+    with pytest.raises(ValueError, match="item_offsets"):
+        _core.Searcher(V, np.zeros(3, dtype=np.float32))
+    with pytest.raises(ValueError, match="priors"):
+        searcher.update(*empty, np.zeros((1, 2), dtype=np.float32), model, None, 1)
+    with pytest.raises(ValueError, match="known"):
+        searcher.update(*empty, np.zeros((2, 3), dtype=np.float32), model, None, 1)
+    with pytest.raises(ValueError, match="out of range"):
+        searcher.top_items(u0, np.int64([0, 1]), np.int32([4]), 1, 1)
+    with pytest.raises(ValueError, match="indptr"):
+        searcher.top_items(u0, np.int64([0, 2]), np.int32([1]), 1, 1)
+    with pytest.raises(TypeError):  # nothing is converted
+        searcher.top_items(u0.astype(np.float64), np.int64([0, 1]), np.int32([1]), 1, 1)
+    with pytest.raises(ValueError, match="prior"):
+        _core.ridge(*empty, V, np.zeros((2, 3), dtype=np.float32), 1.0, 1)
+    with pytest.raises(ValueError, match="column id"):
+        _core.AlsSolver(
+            np.int64([0, 1]), np.int32([7]), np.float32([1]), 4, None, None, 1.0, 1.0, 1
+        )
