@@ -35,7 +35,7 @@ def pack_plainly(
     return [np.array(x, dtype=np.int64).reshape(-1, width) for x in (ids, mask, type_ids)]
 
 
-def pack(queries, items, rows, item_ids, constants, types, max_length, width, **changes):
+def pack(queries, items, rows, item_ids, constants, types, max_length, width, changes=None):
     """Call the native function on Python lists; the outputs start as rubbish."""
     outputs = [np.full((len(rows), width), -7, dtype=np.int64) for _ in range(3)]
     arguments = {
@@ -54,7 +54,7 @@ def pack(queries, items, rows, item_ids, constants, types, max_length, width, **
         "attention_mask": outputs[1],
         "token_type_ids": outputs[2],
     }
-    arguments.update(changes)
+    arguments.update(changes or {})
     _core.pack_pairs(**arguments)
     return outputs
 
@@ -91,7 +91,7 @@ def test_packs_as_defined(layout, max_length, extra_width):
     )
     got = pack(
         queries, items, rows, item_ids, constants, types, max_length, width,
-        query_type=5, item_type=6, pad_type=4,
+        {"query_type": 5, "item_type": 6, "pad_type": 4},
     )  # fmt: skip
 
     assert max(totals) > max_length or max_length == 64
@@ -129,7 +129,7 @@ def test_no_pairs():
 )
 def test_wrong_values_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        pack([[11, 12]], [[21], [22]], [0], [0], *BERT, 8, 6, **changes)
+        pack([[11, 12]], [[21], [22]], [0], [0], *BERT, 8, 6, changes)
 
 
 def test_a_pair_wider_than_the_output_is_refused():
@@ -149,4 +149,4 @@ def test_a_pair_wider_than_the_output_is_refused():
 )
 def test_arrays_are_never_converted(changes):
     with pytest.raises(TypeError):
-        pack([[11, 12]], [[21], [22]], [0], [0], *BERT, 8, 6, **changes)
+        pack([[11, 12]], [[21], [22]], [0], [0], *BERT, 8, 6, changes)
