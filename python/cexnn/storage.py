@@ -122,7 +122,7 @@ def write(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def _write_array(file: BufferedWriter, array: NDArray[Any], dtype: np.dtype[Any]) -> str:
@@ -142,7 +142,7 @@ def _write_array(file: BufferedWriter, array: NDArray[Any], dtype: np.dtype[Any]
     return f"{crc:08x}"
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename durable, where folders can be synchronised at all."""
     if os.name != "posix":
         return
