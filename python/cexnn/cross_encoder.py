@@ -1,0 +1,288 @@
+"""A cross-encoder on ONNX Runtime: text pairs to scores, in batches with little padding."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn.bound_scorer import BoundCrossEncoder
+from cexnn.hub import find_model_files
+from cexnn.pair_batches import PairTokens
+from cexnn.pair_model import PairModel, ScoringStats, at_least
+from cexnn.scorer import FloatArray
+
+__all__ = ["BoundCrossEncoder", "CrossEncoder", "ScoringStats"]
+
+
+class CrossEncoder:
+    """An ONNX cross-encoder on ONNX Runtime. Scores are raw logits; larger is better.
+
+    A pair is laid out as the tokenizer lays out two texts. A query is cut to ``max_query_length``
+    tokens, then the item so that the whole pair has at most ``max_length``. Pairs are sorted by
+    length and batched by tokens. Rows times columns of every batch is even: kernels that
+    take rows of tokens two at a time then never meet a left-over one, so that with 8-bit linear
+    layers, too, a score does not depend on the batch it was computed in. (In float32 it may still
+    differ in the last digits.)
+
+    Parameters
+    ----------
+    model : path or bytes
+        ONNX file with inputs ``input_ids``, ``attention_mask`` and perhaps ``token_type_ids``
+        (batch, sequence) and one label. With external data it has to be a path.
+    tokenizer : path or bytes
+        ``tokenizer.json``. Padding and truncation stored in it are overridden.
+    device : {"auto", "cpu", "cuda"}
+        ``"auto"`` takes CUDA where ONNX Runtime has it.
+    max_length : int
+        Tokens of a pair at most, special tokens included.
+    max_query_length : int, optional
+        Tokens of a query at most, special tokens not included; default ``max_length // 2`` (less
+        where that would leave no token for the item).
+    batch_tokens : int, optional
+        Tokens of a batch at most, padding included; default 2048 on the CPU, 32768 elsewhere, and
+        at least ``max_length``.
+    providers : sequence, optional
+        Execution providers as ONNX Runtime takes them, instead of a device.
+    num_threads : int, optional
+        Threads on the CPU; default: the CPUs this process may use.
+
+    Raises
+    ------
+    ImportError
+        ONNX Runtime or tokenizers is missing, or onnxruntime and onnxruntime-gpu are both there.
+    RuntimeError
+        A device or provider that is not available.
+    ValueError
+        Not a cross-encoder with one label, not a tokenizer, or a length that does not fit.
+
+    Notes
+    -----
+    Safe to use from several threads. It can be pickled: the copy loads the same files, or the same
+    bytes, again. The first pair to be cut is logged as a warning; all are counted in `stats`.
+
+    Examples
+    --------
+    >>> encoder = CrossEncoder.from_pretrained("models/my-cross-encoder")  # doctest: +SKIP
+    >>> encoder.predict([("what is flu", "Influenza is an infection ...")])  # doctest: +SKIP
+    array([4.31], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes,
+        tokenizer: str | os.PathLike[str] | bytes,
+        *,
+        device: str = "auto",
+        max_length: int = 512,
+        max_query_length: int | None = None,
+        batch_tokens: int | None = None,
+        providers: Sequence[Any] | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        self._model = PairModel(
+            _source(model, "model"),
+            _source(tokenizer, "tokenizer"),
+            device=device,
+            max_length=max_length,
+            max_query_length=max_query_length,
+            batch_tokens=batch_tokens,
+            providers=providers,
+            num_threads=num_threads,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_folder: str | os.PathLike[str], *, revision: str | None = None, **options: Any
+    ) -> CrossEncoder:
+        """Load ``model.onnx`` (or ``onnx/model.onnx``) and ``tokenizer.json``.
+
+        Parameters
+        ----------
+        name_or_folder : str or path
+            A local folder, or else a repository of the Hugging Face Hub, fetched once and cached.
+        revision : str, optional
+            Branch, tag or commit of the repository.
+        **options
+            Those of `CrossEncoder`.
+
+        Returns
+        -------
+        CrossEncoder
+
+        Raises
+        ------
+        ValueError
+            A folder without these files, a name that is neither a folder nor a repository.
+        ConnectionError
+            The Hub cannot be reached and the files are not in its cache.
+        ImportError
+            A repository is named and huggingface_hub is missing.
+        """
+        model, tokenizer = find_model_files(name_or_folder, revision=revision)
+        return cls(model, tokenizer, **options)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a pair at most."""
+        return self._model.max_length
+
+    @property
+    def max_query_length(self) -> int:
+        """Tokens of a query at most."""
+        return self._model.max_query_length
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of a batch at most, padding included."""
+        return self._model.batch_tokens
+
+    @property
+    def providers(self) -> list[str]:
+        """Execution providers that the model runs on, first choice first."""
+        return list(self._model.providers)
+
+    @property
+    def stats(self) -> ScoringStats:
+        """What has been scored and cut so far."""
+        return self._model.stats
+
+    @overload
+    def predict(
+        self, pairs: tuple[str, str], batch_size: int | None = ..., show_progress_bar: bool = ...
+    ) -> np.float32: ...
+
+    @overload
+    def predict(
+        self,
+        pairs: Sequence[tuple[str, str]] | Sequence[list[str]] | NDArray[Any],
+        batch_size: int | None = ...,
+        show_progress_bar: bool = ...,
+    ) -> FloatArray: ...
+
+    def predict(
+        self, pairs: Any, batch_size: int | None = None, show_progress_bar: bool = False
+    ) -> FloatArray | np.float32:
+        """Scores of text pairs.
+
+        Parameters
+        ----------
+        pairs : sequence of (str, str)
+            Query text and item text. One pair, not in a sequence, is taken as well.
+        batch_size : int, optional
+            Pairs of a batch at most, besides the limit in tokens.
+        show_progress_bar : bool
+            Show a bar on stderr, if that is a terminal.
+
+        Returns
+        -------
+        (n,) float32, or float32 for one pair
+            Raw logits: no sigmoid, whatever sentence-transformers would apply.
+
+        Raises
+        ------
+        ValueError
+            Something that is not a pair of texts.
+        ScorerError
+            The model failed; ``row`` and ``item`` are both the pair's position, ``scores`` holds
+            what was obtained before.
+        """
+        if len(pairs) > 0 and isinstance(pairs[0], str):
+            return np.float32(self.predict([pairs], batch_size, show_progress_bar)[0])
+        for j, pair in enumerate(pairs):
+            if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
+                raise ValueError(
+                    f"pairs[{j}]: expected a query text and an item text, got {pair!r}"
+                )
+        positions = np.arange(len(pairs), dtype=np.int32)
+        queries = self._model.tokenize_queries([pair[0] for pair in pairs], "pairs[{}][0]")
+        items = self._model.tokenize_items([pair[1] for pair in pairs], "pairs[{}][1]")
+        tokens = PairTokens(*queries, items, positions, positions)
+        return self._model.score(tokens, batch_size=batch_size, progress=show_progress_bar)
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        *,
+        batch_size: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Sort documents by their score for one query, best first; among equals the first.
+
+        Parameters
+        ----------
+        query : str
+            The query.
+        documents : sequence of str
+            What to sort.
+        top_k : int, optional
+            How many to return; default all.
+        return_documents : bool
+            Whether to return the texts, too.
+        batch_size, show_progress_bar
+            As in `predict`.
+
+        Returns
+        -------
+        list of dict
+            ``corpus_id`` (position in `documents`), ``score`` and perhaps ``text``.
+
+        Raises
+        ------
+        ValueError, ScorerError
+            As in `predict`; ``item`` is the document's position.
+        """
+        if top_k is not None:
+            at_least(top_k, 1, "top_k")
+        queries = self._model.tokenize_queries([query], "query")
+        items = self._model.tokenize_items(_texts(documents, "documents"), "documents[{}]")
+        positions = np.arange(len(documents), dtype=np.int32)
+        tokens = PairTokens(*queries, items, np.zeros_like(positions), positions)
+        scores = self._model.score(tokens, batch_size=batch_size, progress=show_progress_bar)
+        order = np.argsort(-scores, kind="stable")[:top_k].tolist()
+        results: list[dict[str, Any]] = [{"corpus_id": j, "score": float(scores[j])} for j in order]
+        if return_documents:
+            for result in results:
+                result["text"] = documents[result["corpus_id"]]
+        return results
+
+    def bind(self, item_texts: Sequence[str]) -> BoundCrossEncoder:
+        """Tokenize the items once and return a `Scorer` of them.
+
+        Parameters
+        ----------
+        item_texts : sequence of str
+            Item ``i`` is ``item_texts[i]``. Only token ids are kept, no more than can be used.
+
+        Returns
+        -------
+        BoundCrossEncoder
+            Called as any `Scorer`, with query texts.
+        """
+        items = self._model.tokenize_items(_texts(item_texts, "item_texts"), "item_texts[{}]")
+        return BoundCrossEncoder(self._model, items)
+
+
+def _source(given: str | os.PathLike[str] | bytes, name: str) -> Path | bytes:
+    """Return the content as it is, or an absolute path: a copy elsewhere has to find it."""
+    if isinstance(given, bytes):
+        return given
+    if not isinstance(given, str | os.PathLike):
+        raise ValueError(f"{name}: expected a path or bytes, got {type(given).__name__}")
+    path = Path(given).absolute()
+    if not path.is_file():
+        raise ValueError(f"{name}: expected a file that exists, got {os.fspath(given)!r}")
+    return path
+
+
+def _texts(texts: Sequence[str], name: str) -> Sequence[str]:
+    if isinstance(texts, str) or not hasattr(texts, "__len__"):
+        raise ValueError(f"{name}: expected a sequence of texts, got {type(texts).__name__}")
+    return texts

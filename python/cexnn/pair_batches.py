@@ -1,0 +1,152 @@
+"""Pairs of token lists, cut to fit, sorted by length and packed into padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn import _core
+from cexnn.tokens import PairFormat, TokenLists
+
+__all__ = ["PairTokens", "pack_batch", "pair_lengths", "plan_batches"]
+
+
+class PairTokens(NamedTuple):
+    """Pairs to score, as token ids.
+
+    Attributes
+    ----------
+    queries : TokenLists
+        Queries, cut to their limit.
+    cut_queries : (n_queries,) bool
+        Which of them were cut.
+    items : TokenLists
+        Items.
+    rows, item_ids : (p,) int32
+        Pair ``j`` is (``queries[rows[j]]``, ``items[item_ids[j]]``).
+    """
+
+    queries: TokenLists
+    cut_queries: NDArray[np.bool_]
+    items: TokenLists
+    rows: NDArray[np.int32]
+    item_ids: NDArray[np.int32]
+
+
+def pair_lengths(
+    pairs: PairTokens, layout: PairFormat, max_length: int
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Tokens of each pair once its item is cut to fit, and which items are cut.
+
+    Parameters
+    ----------
+    pairs : PairTokens
+        The pairs.
+    layout : PairFormat
+        What stands around the two texts.
+    max_length : int
+        Tokens of a pair at most.
+
+    Returns
+    -------
+    lengths : (p,) int64
+    cut_items : (p,) bool
+    """
+    whole = pairs.queries.lengths[pairs.rows] + pairs.items.lengths[pairs.item_ids]
+    whole += layout.n_constants
+    return np.minimum(whole, max_length), whole > max_length
+
+
+def plan_batches(
+    lengths: NDArray[np.int64], *, max_length: int, batch_tokens: int, batch_size: int | None
+) -> Iterator[tuple[NDArray[np.int64], int]]:
+    """Share pairs out over batches of like length, the longest first.
+
+    Parameters
+    ----------
+    lengths : (p,) int64
+        Tokens of each pair.
+    max_length : int
+        No batch is wider.
+    batch_tokens : int
+        Rows times width of a batch at most; a batch holds one pair at least.
+    batch_size : int or None
+        Pairs of a batch at most.
+
+    Yields
+    ------
+    positions : (n,) int64
+        The pairs of a batch; every pair is in one batch.
+    width : int
+        Its longest pair, rounded up to an even number within `max_length`.
+
+    Examples
+    --------
+    >>> lengths = np.array([5, 9, 6, 3])
+    >>> plan = plan_batches(lengths, max_length=64, batch_tokens=20, batch_size=None)
+    >>> [(positions.tolist(), width) for positions, width in plan]
+    [([1, 2], 10), ([0, 3], 6)]
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        width = min(longest + longest % 2, max_length)
+        n = max(1, batch_tokens // width)
+        if batch_size is not None:
+            n = min(n, batch_size)
+        yield order[start : start + n], width
+        start += n
+
+
+def pack_batch(
+    pairs: PairTokens,
+    positions: NDArray[np.int64],
+    width: int,
+    layout: PairFormat,
+    max_length: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Pack some pairs into padded model inputs with an even number of tokens.
+
+    Parameters
+    ----------
+    pairs : PairTokens
+        The pairs.
+    positions : (n,) int64
+        Those to pack.
+    width : int
+        Columns of the result.
+    layout : PairFormat
+        What stands around the two texts.
+    max_length : int
+        Items are cut so that a pair has at most so many tokens.
+
+    Returns
+    -------
+    input_ids, attention_mask, token_type_ids : (n, width) int64
+        One row a pair; where ``n * width`` is odd, the last row once more.
+    """
+    if len(positions) * width % 2:
+        positions = np.append(positions, positions[-1])
+    shape = (len(positions), width)
+    input_ids, attention_mask, token_type_ids = (np.empty(shape, dtype=np.int64) for _ in range(3))
+    _core.pack_pairs(
+        tuple(pairs.queries),
+        tuple(pairs.items),
+        pairs.rows[positions],
+        pairs.item_ids[positions],
+        tuple(layout.constants),
+        layout.constant_types,
+        layout.query_type,
+        layout.item_type,
+        layout.pad_id,
+        layout.pad_type,
+        max_length,
+        input_ids,
+        attention_mask,
+        token_type_ids,
+    )
+    return input_ids, attention_mask, token_type_ids

@@ -1,0 +1,211 @@
+"""Token ids of pairs to scores: tokenizer, batches and model behind one call."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn.onnx_session import OnnxModel
+from cexnn.pair_batches import PairTokens, pack_batch, pair_lengths, plan_batches
+from cexnn.progress import progress_bar
+from cexnn.scorer import FloatArray, IdArray, ScorerError
+from cexnn.tokens import TokenLists, load_tokenizer, pair_format, tokenize
+
+__all__ = ["PairModel", "ScoringStats", "at_least"]
+
+logger = logging.getLogger(__name__)
+
+_PROBE_LENGTH = 1024  # tokens of the pair that a model is tried on: longer ones take seconds
+_CPU_BATCH_TOKENS = 2048
+_DEVICE_BATCH_TOKENS = 32768
+
+
+class ScoringStats(NamedTuple):
+    """What a `CrossEncoder` has done so far, scorers bound to it included.
+
+    Attributes
+    ----------
+    n_pairs, n_batches : int
+        Pairs scored, and calls of the model.
+    n_tokens, n_padded_tokens : int
+        Tokens of the pairs, and tokens the model was given; their ratio is the padding factor.
+    n_truncated_queries, n_truncated_items : int
+        Pairs whose query was cut to ``max_query_length``, or whose item was cut to ``max_length``.
+    """
+
+    n_pairs: int = 0
+    n_batches: int = 0
+    n_tokens: int = 0
+    n_padded_tokens: int = 0
+    n_truncated_queries: int = 0
+    n_truncated_items: int = 0
+
+
+class PairModel:
+    """A tokenizer and a model: texts to token ids, and pairs of token ids to scores.
+
+    Parameters and errors are those of `cexnn.CrossEncoder`; safe to use from several threads.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        tokenizer: Path | bytes,
+        *,
+        device: str,
+        max_length: int,
+        max_query_length: int | None,
+        batch_tokens: int | None,
+        providers: Sequence[Any] | None,
+        num_threads: int | None,
+    ) -> None:
+        self._copy = functools.partial(
+            PairModel, model, tokenizer,
+            device=device, max_length=max_length, max_query_length=max_query_length,
+            batch_tokens=batch_tokens, providers=providers, num_threads=num_threads,
+        )  # fmt: skip
+        self._tokenizer = load_tokenizer(tokenizer)
+        self._format = pair_format(self._tokenizer)
+        self.max_length = at_least(max_length, self._format.n_constants + 2, "max_length")
+        room = self.max_length - self._format.n_constants - 1
+        if max_query_length is None:
+            max_query_length = min(self.max_length // 2, room)
+        self.max_query_length = at_least(max_query_length, 1, "max_query_length")
+        if self.max_query_length > room:
+            raise ValueError(
+                f"max_query_length: expected at most {room}, to leave a token for the item within "
+                f"max_length={max_length}, got {max_query_length}"
+            )
+        if batch_tokens is not None:
+            at_least(batch_tokens, self.max_length, "batch_tokens")
+        self._model = OnnxModel(model, device=device, providers=providers, num_threads=num_threads)
+        self.providers = self._model.providers
+        default = _CPU_BATCH_TOKENS if self._model.on_cpu else _DEVICE_BATCH_TOKENS
+        self.batch_tokens = batch_tokens or max(default, self.max_length)
+        self.stats = ScoringStats()
+        self._lock = threading.Lock()
+        self._probe()
+
+    def __reduce__(self) -> tuple[Callable[[], PairModel], tuple[()]]:
+        return self._copy, ()
+
+    def tokenize_queries(
+        self, texts: Sequence[str], name: str
+    ) -> tuple[TokenLists, NDArray[np.bool_]]:
+        """Token ids of queries, cut to their limit, and which were cut."""
+        return tokenize(self._tokenizer, texts, max_tokens=self.max_query_length, name=name)
+
+    def tokenize_items(self, texts: Sequence[str], name: str) -> TokenLists:
+        """Token ids of items, as many as can be used."""
+        # One token more than fits beside an empty query: enough to see that the item was longer.
+        most = self.max_length - self._format.n_constants + 1
+        return tokenize(self._tokenizer, texts, max_tokens=most, name=name)[0]
+
+    def score(
+        self,
+        pairs: PairTokens,
+        *,
+        rows: IdArray | None = None,
+        batch_size: int | None = None,
+        progress: bool = False,
+    ) -> FloatArray:
+        """Score pairs of token lists.
+
+        Parameters
+        ----------
+        pairs : PairTokens
+            The pairs.
+        rows : (p,) int32, optional
+            The numbers that the caller has for their queries, to be named in an error.
+        batch_size : int, optional
+            Pairs of a batch at most.
+        progress : bool
+            Whether to show a bar.
+
+        Returns
+        -------
+        (p,) float32
+
+        Raises
+        ------
+        ScorerError
+            The model failed; ``scores`` holds what was obtained before.
+        """
+        if batch_size is not None:
+            at_least(batch_size, 1, "batch_size")
+        rows = pairs.rows if rows is None else rows
+        lengths, cut_items = pair_lengths(pairs, self._format, self.max_length)
+        cut_queries = pairs.cut_queries[pairs.rows]
+        scores = np.full(len(lengths), np.nan, dtype=np.float32)
+        plan = plan_batches(
+            lengths,
+            max_length=self.max_length,
+            batch_tokens=self.batch_tokens,
+            batch_size=batch_size,
+        )
+        with progress_bar(progress, len(lengths), description="score", unit="pair") as bar:
+            for positions, width in plan:
+                try:
+                    inputs = pack_batch(pairs, positions, width, self._format, self.max_length)
+                    scores[positions] = self._model(*inputs)[: len(positions)]
+                except Exception as error:
+                    row, item = (int(x[positions[0]]) for x in (rows, pairs.item_ids))
+                    raise ScorerError(
+                        f"the model failed on a batch of {len(positions)} pairs that starts with "
+                        f"query {row}, item {item}: {error}",
+                        row=row,
+                        item=item,
+                        scores=scores,
+                    ) from error
+                self._count(
+                    n_pairs=len(positions),
+                    n_batches=1,
+                    n_tokens=int(lengths[positions].sum()),
+                    n_padded_tokens=inputs[0].size,
+                    n_truncated_queries=int(cut_queries[positions].sum()),
+                    n_truncated_items=int(cut_items[positions].sum()),
+                )
+                bar.update(len(positions))
+        return scores
+
+    def _count(self, **counts: int) -> None:
+        with self._lock:
+            before = self.stats
+            self.stats = ScoringStats(*map(int.__add__, before, ScoringStats(**counts)))
+        for what, limit in (("queries", "max_query_length"), ("items", "max_length")):
+            n = counts[f"n_truncated_{what}"]
+            if n and not getattr(before, f"n_truncated_{what}"):
+                logger.warning(
+                    "%d of %d pairs had %s cut to fit %s=%d; this is said once, stats counts all",
+                    n, counts["n_pairs"], what, limit, getattr(self, limit),
+                )  # fmt: skip
+
+    def _probe(self) -> None:
+        """Score one long pair, so that a model that cannot is refused before any work starts."""
+        n_tokens = min(self.max_length, _PROBE_LENGTH) - self._format.n_constants
+        token = (self._tokenizer.encode("a", add_special_tokens=False).ids or [0])[0]
+        lists = TokenLists.of([[token] * n_tokens, []])
+        zero = np.zeros(1, dtype=np.int32)
+        pairs = PairTokens(lists, np.zeros(2, dtype=np.bool_), lists, zero, zero + 1)
+        width = n_tokens + self._format.n_constants
+        try:
+            self._model(*pack_batch(pairs, zero.astype(np.int64), width, self._format, width))
+        except Exception as error:
+            raise ValueError(
+                f"model: expected one that scores pairs of {width} tokens, as max_length="
+                f"{self.max_length} allows, and has one label; it fails: {error}"
+            ) from error
+
+
+def at_least(value: int, least: int, name: str) -> int:
+    """Return `value` if it is an integer of at least `least`, else raise a ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
+    return int(value)
