@@ -1,0 +1,206 @@
+"""Latent semantic analysis: a dual encoder that needs NumPy and SciPy only."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import svds
+
+_WORD = re.compile(r"[^\W\d_]+|\d+")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def split_words(text: str) -> list[str]:
+    """Lowercase words of a text, with snake_case and CamelCase identifiers taken apart.
+
+    Parameters
+    ----------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    list of str
+        Runs of letters and runs of digits, in the order of the text.
+
+    Examples
+    --------
+    >>> split_words("HTTPServer.read_line2")
+    ['http', 'server', 'read', 'line', '2']
+    """
+    return [part.lower() for word in _WORD.findall(text) for part in _CAMEL.split(word)]
+
+
+class LsaEncoder:
+    """Texts to unit vectors by latent semantic analysis (Deerwester et al., 1990).
+
+    A text is the row ``x`` with ``x_t = (1 + ln tf_t) * idf_t`` over its words ``t``, where
+    ``idf_t = ln((1 + n) / (1 + df_t)) + 1``, scaled to unit length. The encoder is the map
+    ``x -> x V / |x V|`` with ``V`` the ``n_dims`` leading right singular vectors of the rows
+    of the fitted texts. A text without a single known word becomes the zero vector.
+
+    Make one with `fit` or `load`; it then serves as ``encoder`` of a retriever.
+
+    Examples
+    --------
+    >>> texts = ["sort a list", "sort an array", "open a file", "read a file"]
+    >>> encoder = LsaEncoder.fit(texts, n_dims=2, min_df=1)
+    >>> similarity = encoder(["sort"]) @ encoder(texts).T
+    >>> bool(similarity[0, 1] > similarity[0, 2])
+    True
+    """
+
+    def __init__(
+        self, terms: Sequence[str], idf: NDArray[np.float32], components: NDArray[np.float32]
+    ) -> None:
+        self._columns = {term: column for column, term in enumerate(terms)}
+        self._idf = idf
+        self._components = components
+
+    @property
+    def n_dims(self) -> int:
+        """Length of the vectors."""
+        return int(self._components.shape[1])
+
+    @classmethod
+    def fit(
+        cls, texts: Sequence[str], *, n_dims: int = 128, min_df: int = 2, seed: int = 0
+    ) -> LsaEncoder:
+        """Learn words, weights and directions from texts.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            The texts, usually the items.
+        n_dims : int
+            Length of the vectors; below the number of texts and of kept words.
+        min_df : int
+            Words found in fewer texts than this are left out.
+        seed : int
+            Seed of the start vector of the singular value decomposition.
+
+        Returns
+        -------
+        LsaEncoder
+            The same for the same arguments: signs are fixed too.
+
+        Raises
+        ------
+        ValueError
+            For arguments that do not fit together.
+        """
+        _check_texts(texts)
+        if n_dims < 1:
+            raise ValueError(f"n_dims: expected at least 1, got {n_dims}")
+        if min_df < 1:
+            raise ValueError(f"min_df: expected at least 1, got {min_df}")
+        document_counts = Counter(word for text in texts for word in set(split_words(text)))
+        terms = sorted(word for word, count in document_counts.items() if count >= min_df)
+        limit = min(len(texts), len(terms))
+        if n_dims >= limit:
+            raise ValueError(
+                f"n_dims: expected less than the {len(texts)} texts and the {len(terms)} words "
+                f"found in at least {min_df} of them, got {n_dims}"
+            )
+        counts = np.array([document_counts[term] for term in terms], np.float64)
+        idf = (np.log((1 + len(texts)) / (1 + counts)) + 1).astype(np.float32)
+        encoder = cls(terms, idf, np.zeros((len(terms), n_dims), np.float32))
+        rows = encoder._weigh(texts).astype(np.float64)
+        start = np.random.default_rng(seed).standard_normal(min(rows.shape))
+        _, values, right = svds(rows, k=n_dims, v0=start)
+        right = right[np.argsort(-values, kind="stable")]
+        largest = right[np.arange(n_dims), np.argmax(np.abs(right), axis=1)]
+        right *= np.where(largest < 0, -1.0, 1.0)[:, None]
+        return cls(terms, idf, np.ascontiguousarray(right.T, np.float32))
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Encode texts.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            The texts; a single string is refused.
+
+        Returns
+        -------
+        ndarray, float32, (n_texts, n_dims)
+            Rows of length 1 (0 for a text without a known word), C-contiguous.
+        """
+        _check_texts(texts)
+        projected = np.asarray(self._weigh(texts) @ self._components, np.float32)
+        norms = np.linalg.norm(projected, axis=1, keepdims=True)
+        return np.ascontiguousarray(projected / np.where(norms > 0, norms, 1))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the encoder to one file in NumPy's ``.npz`` format.
+
+        Parameters
+        ----------
+        path : path
+            The file, used as it is given.
+        """
+        terms = np.frombuffer("\n".join(self._columns).encode(), np.uint8)
+        with open(path, "wb") as file:
+            np.savez_compressed(file, terms=terms, idf=self._idf, components=self._components)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LsaEncoder:
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+
+        Returns
+        -------
+        LsaEncoder
+            Encodes exactly as the saved one.
+
+        Raises
+        ------
+        ValueError
+            If the file is not one of an encoder.
+        """
+        try:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                terms = arrays["terms"].tobytes().decode().split("\n")
+                idf, components = arrays["idf"], arrays["components"]
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(f"path: expected the file of an LsaEncoder, got {path}") from error
+        shapes = idf.shape, components.shape[:1], components.ndim
+        if shapes != ((len(terms),), (len(terms),), 2):
+            raise ValueError(f"path: expected the file of an LsaEncoder, got {path}")
+        return cls(terms, idf, components)
+
+    def _weigh(self, texts: Sequence[str]) -> csr_array[Any, Any]:
+        columns: list[int] = []
+        tf: list[int] = []
+        starts = [0]
+        for text in texts:
+            words = (self._columns.get(word) for word in split_words(text))
+            counts = sorted(Counter(column for column in words if column is not None).items())
+            columns.extend(column for column, _ in counts)
+            tf.extend(count for _, count in counts)
+            starts.append(len(columns))
+        ids, lengths = np.array(columns, np.int32), np.diff(starts)
+        weights = (1 + np.log(np.array(tf, np.float32))) * self._idf[ids]
+        rows = np.repeat(np.arange(len(texts)), lengths)
+        norms = np.sqrt(np.bincount(rows, weights * weights, minlength=len(texts)))
+        data = (weights / norms[rows]).astype(np.float32)
+        shape = (len(texts), len(self._columns))
+        return csr_array((data, ids, np.array(starts, np.int64)), shape=shape)
+
+
+def _check_texts(texts: Sequence[str]) -> None:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("texts: expected a sequence of strings")

@@ -1,0 +1,119 @@
+"""The LSA encoder: its formula, its promises, its file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cexnn.lsa import LsaEncoder, split_words
+
+TEXTS = [
+    "sort a list of numbers",
+    "sort an array in place",
+    "open a file for reading",
+    "read a file line by line",
+    "close the file",
+    "sum of an array of numbers",
+    "readline reads one line of a file",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("snake_case_name", ["snake", "case", "name"]),
+        ("CamelCaseName", ["camel", "case", "name"]),
+        ("HTTPServer", ["http", "server"]),
+        ("float32 and utf-8", ["float", "32", "and", "utf", "8"]),
+        ("Größe, naïve", ["größe", "naïve"]),
+        ("?!", []),
+    ],
+)
+def test_splits_words(text: str, words: list[str]) -> None:
+    assert split_words(text) == words
+
+
+def test_vectors_are_unit_length_float32_and_contiguous() -> None:
+    vectors = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1)(TEXTS)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (len(TEXTS), 3)
+    assert vectors.flags.c_contiguous
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
+
+
+def test_is_the_truncated_svd_of_the_weighted_counts() -> None:
+    encoder = LsaEncoder.fit(TEXTS, n_dims=4, min_df=1)
+    terms = sorted({word for text in TEXTS for word in split_words(text)})
+    counts = np.array([[split_words(text).count(term) for term in terms] for text in TEXTS])
+    idf = np.log((1 + len(TEXTS)) / (1 + (counts > 0).sum(0))) + 1
+    rows = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * idf
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    right = np.linalg.svd(rows, full_matrices=False)[2][:4]
+    wanted = rows @ right.T
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    found = encoder(TEXTS)
+    np.testing.assert_allclose(found @ found.T, wanted @ wanted.T, atol=1e-5)
+
+
+def test_is_deterministic_signs_included() -> None:
+    first = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1)(TEXTS)
+    np.testing.assert_allclose(LsaEncoder.fit(TEXTS, n_dims=3, min_df=1)(TEXTS), first, atol=1e-6)
+    other_seed = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1, seed=5)(TEXTS)
+    np.testing.assert_allclose(other_seed, first, atol=1e-4)
+
+
+def test_related_texts_are_near() -> None:
+    encoder = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1)
+    similarity = encoder(["reading a file"]) @ encoder(TEXTS).T
+    assert set(np.argsort(-similarity[0])[:4]) == {2, 3, 4, 6}
+
+
+def test_unknown_words_give_zero() -> None:
+    encoder = LsaEncoder.fit(TEXTS, n_dims=2, min_df=1)
+    assert not encoder(["xyzzy", ""]).any()
+    assert encoder([]).shape == (0, 2)
+
+
+def test_one_by_one_gives_the_same() -> None:
+    encoder = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1)
+    single = np.concatenate([encoder([text]) for text in TEXTS])
+    np.testing.assert_allclose(single, encoder(TEXTS), atol=1e-6)
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    encoder = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1)
+    encoder.save(tmp_path / "lsa.bin")
+    loaded = LsaEncoder.load(tmp_path / "lsa.bin")
+    assert loaded.n_dims == 3
+    np.testing.assert_array_equal(loaded(TEXTS), encoder(TEXTS))
+
+
+def test_refuses_a_foreign_file(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no arrays")
+    with pytest.raises(ValueError, match="path"):
+        LsaEncoder.load(tmp_path / "text")
+    np.savez(tmp_path / "other.npz", terms=np.arange(3, dtype=np.uint8))
+    with pytest.raises(ValueError, match="path"):
+        LsaEncoder.load(tmp_path / "other.npz")
+    with pytest.raises(FileNotFoundError):
+        LsaEncoder.load(tmp_path / "absent.npz")
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "name"),
+    [
+        ("one string", {}, "texts"),
+        ([1, 2], {}, "texts"),
+        (TEXTS, {"n_dims": 0}, "n_dims"),
+        (TEXTS, {"n_dims": len(TEXTS), "min_df": 1}, "n_dims"),
+        (TEXTS, {"n_dims": 2, "min_df": 0}, "min_df"),
+        (TEXTS, {"n_dims": 2, "min_df": 100}, "n_dims"),
+    ],
+)
+def test_bad_input(texts: Any, options: dict[str, int], name: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{name}:")):
+        LsaEncoder.fit(texts, **options)
