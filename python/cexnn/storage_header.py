@@ -16,6 +16,7 @@ __all__ = ["DTYPES", "PREFIX", "Entry", "Header", "IndexFileError", "build_heade
 
 FORMAT_VERSION = 1
 ALIGNMENT = 64
+MAX_DIMENSIONS = 32  # of older versions of NumPy
 MAX_HEADER = 100_000_000  # the limit of the safetensors package
 PREFIX = b'{"__metadata__":{"format":"cexnn","header_crc32":"'
 CRC_START = 8 + len(PREFIX)  # of the header's own checksum in the file
@@ -95,6 +96,8 @@ def layout(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Entry]:
             raise ValueError(f"arrays: the name {name!r} is not allowed")
         if not isinstance(array, np.ndarray):
             raise ValueError(f"arrays[{name!r}]: expected an array, got {type(array).__name__}")
+        if array.ndim > MAX_DIMENSIONS:
+            raise ValueError(f"arrays[{name!r}]: expected at most {MAX_DIMENSIONS} dimensions")
         dtypes[name] = array.dtype.newbyteorder("<")
         if dtypes[name] not in NAMES:
             allowed = ", ".join(str(dtype) for dtype in NAMES)
@@ -181,7 +184,7 @@ def _parse_entry(name: str, value: object, crc: object) -> Entry:
     dtype = DTYPES[dtype_name]
     _require(
         isinstance(shape, list)
-        and len(shape) <= 32
+        and len(shape) <= MAX_DIMENSIONS
         and all(map(_is_size, shape))
         and math.prod(max(size, 1) for size in shape) * dtype.itemsize < 2**63,
         f"{what} has a wrong shape",
