@@ -9,7 +9,6 @@ __all__ = ["find_model_files"]
 
 _MODELS = ("model.onnx", "onnx/model.onnx")
 _TOKENIZER = "tokenizer.json"
-_EXTERNAL_DATA = ("_data", ".data")  # what models above 2 GB keep beside them
 
 
 def find_model_files(
@@ -76,36 +75,22 @@ def _on_hub(name: str, revision: str | None) -> tuple[Path, Path]:
             "huggingface_hub: pip install 'cexnn[cpu]' or 'cexnn[gpu]'"
         ) from error
 
-    def fetch(file: str) -> Path | None:
-        try:
-            return Path(huggingface_hub.hf_hub_download(name, file, revision=revision))
-        except errors.LocalEntryNotFoundError as error:
-            raise ConnectionError(
-                f"cannot fetch {file} of {name!r}: the Hugging Face Hub cannot be reached and the "
-                "file is not in its cache; for a local model give the folder that holds it"
-            ) from error
-        except errors.EntryNotFoundError:
-            return None
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-            raise ValueError(
-                f"name_or_folder: expected a local folder or a repository of the Hugging Face Hub, "
-                f"got {name!r}, revision {revision!r} ({error})"
-            ) from error
-        except errors.HFValidationError as error:
-            raise ValueError(
-                f"name_or_folder: expected a local folder or the name of a repository, got {name!r}"
-            ) from error
-
-    tokenizer = fetch(_TOKENIZER)
-    for file in _MODELS:
-        model = fetch(file)
-        if model is not None:
-            break
-    if model is None or tokenizer is None:
-        raise ValueError(
-            f"name_or_folder: expected {' or '.join(_MODELS)} and {_TOKENIZER} in the repository "
-            f"{name!r} (cexnn.export_onnx makes them from a PyTorch model)"
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=[_TOKENIZER, *(f"{m}*" for m in _MODELS)]
         )
-    for suffix in _EXTERNAL_DATA:
-        fetch(file + suffix)
-    return model, tokenizer
+    except errors.LocalEntryNotFoundError as error:
+        raise ConnectionError(
+            f"cannot fetch {name!r}: the Hugging Face Hub cannot be reached and the files are not "
+            "in its cache; for a local model give the folder that holds it"
+        ) from error
+    except (
+        errors.HFValidationError,
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+    ) as error:
+        raise ValueError(
+            "name_or_folder: expected a local folder or a repository of the Hugging Face Hub, "
+            f"got {name!r}, revision {revision!r} ({error})"
+        ) from error
+    return _in_folder(Path(folder))

@@ -240,7 +240,8 @@ def check_text(text: object, name: str, position: int) -> str:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name.format(position)}: expected valid Unicode, got a lone surrogate at {error.start}"
+            f"{name.format(position)}: expected valid Unicode, got a lone surrogate at character "
+            f"{error.start}"
         ) from error
     return text
 
