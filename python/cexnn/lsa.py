@@ -14,6 +14,12 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import svds
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
+_STOP_WORDS = """
+    a an and are as at be been but by can did do does for from had has have he her his how i if
+    in into is it its me my no not of on or our she should so some such than that the their them
+    then there these they this those to was we were what when where which while who whom why will
+    with would you your
+"""
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -41,7 +47,8 @@ def split_words(text: str) -> list[str]:
 class LsaEncoder:
     """Texts to unit vectors by latent semantic analysis (Deerwester et al., 1990).
 
-    A text is the row ``x`` with ``x_t = (1 + ln tf_t) * idf_t`` over its words ``t``, where
+    A text is the row ``x`` with ``x_t = (1 + ln tf_t) * idf_t`` over its words ``t`` (those of
+    `split_words`, without English stop words such as "the" and "how"), where
     ``idf_t = ln((1 + n) / (1 + df_t)) + 1``, scaled to unit length. The encoder is the map
     ``x -> x V / |x V|`` with ``V`` the ``n_dims`` leading right singular vectors of the rows
     of the fitted texts. A text without a single known word becomes the zero vector.
@@ -102,7 +109,8 @@ class LsaEncoder:
         if min_df < 1:
             raise ValueError(f"min_df: expected at least 1, got {min_df}")
         document_counts = Counter(word for text in texts for word in set(split_words(text)))
-        terms = sorted(word for word, count in document_counts.items() if count >= min_df)
+        frequent = {word for word, count in document_counts.items() if count >= min_df}
+        terms = sorted(frequent.difference(_STOP_WORDS.split()))
         limit = min(len(texts), len(terms))
         if n_dims >= limit:
             raise ValueError(
