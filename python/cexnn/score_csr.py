@@ -8,7 +8,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-__all__ = ["check_scores", "csr_from_pairs"]
+__all__ = ["check_scores", "csr_from_pairs", "stored_rows", "take_rows"]
 
 MAX_SIZE = 2**31 - 1
 
@@ -44,6 +44,24 @@ def csr_from_pairs(
     """
     indptr = _indptr(rows, shape[0]).astype(np.int32 if len(rows) <= MAX_SIZE else np.int64)
     return scipy.sparse.csr_array((scores, items, indptr), shape=shape)
+
+
+def stored_rows(scores: scipy.sparse.csr_array) -> NDArray[np.int32]:
+    """Return the query row of each stored score, (nnz,) int32, in the order of ``indices``."""
+    return np.repeat(np.arange(scores.shape[0], dtype=np.int32), np.diff(scores.indptr))
+
+
+def take_rows(scores: scipy.sparse.csr_array, picked: NDArray[Any]) -> scipy.sparse.csr_array:
+    """Return the query rows ``picked`` (r,) of a checked matrix as another; zeros are kept."""
+    sizes = np.diff(scores.indptr)[picked]
+    starts = np.cumsum(sizes) - sizes
+    entries = np.arange(sizes.sum()) + np.repeat(scores.indptr[picked] - starts, sizes)
+    rows = np.repeat(np.arange(len(picked), dtype=np.int32), sizes)
+    return check_scores(
+        csr_from_pairs(
+            rows, scores.indices[entries], scores.data[entries], (len(picked), scores.shape[1])
+        )
+    )
 
 
 def _indptr(rows: NDArray[Any], n_rows: int) -> NDArray[np.int64]:

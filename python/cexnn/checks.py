@@ -1,0 +1,118 @@
+"""Checks of arguments at the public edge: the argument's name, what was expected, what came."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["check_choice", "check_float", "check_ids", "check_int", "check_matrix"]
+
+
+def check_int(name: str, value: Any, *, minimum: int) -> int:
+    """Return an integer of at least ``minimum``, or raise `ValueError` naming the argument."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = minimum - 1
+    if number < minimum or isinstance(value, bool):
+        raise ValueError(f"{name}: expected an integer of at least {minimum}, got {value!r}")
+    return number
+
+
+def check_float(name: str, value: Any, *, minimum: float, maximum: float = math.inf) -> float:
+    """Return a finite number in [minimum, maximum], or raise `ValueError` naming the argument."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and minimum <= number <= maximum) or isinstance(value, bool):
+        top = "" if math.isinf(maximum) else f" and at most {maximum:g}"
+        raise ValueError(f"{name}: expected a number of at least {minimum:g}{top}, got {value!r}")
+    return number
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of ``choices``, or raise `ValueError` naming the argument."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def check_matrix(
+    name: str, value: Any, *, rows: int | None = None, cols: int | None = None
+) -> NDArray[np.float32]:
+    """Return a finite, C-contiguous float32 matrix; the argument itself where it is one.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    value : array of floats
+        float64 and float16 are converted.
+    rows, cols : int, optional
+        The shape that it must have.
+
+    Raises
+    ------
+    ValueError
+        Another number of dimensions, shape or dtype, NaN or infinity.
+    """
+    array = np.asarray(value)
+    wanted = f"({'n' if rows is None else rows}, {'d' if cols is None else cols})"
+    if (
+        array.ndim != 2
+        or (rows is not None and array.shape[0] != rows)
+        or (cols is not None and array.shape[1] != cols)
+    ):
+        raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
+    if array.dtype.kind != "f":
+        raise ValueError(f"{name}: expected floating-point numbers, got dtype {array.dtype}")
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite: refused below
+        converted = np.ascontiguousarray(array, dtype=np.float32)
+    if not _all_finite(converted):
+        row, col = np.argwhere(~np.isfinite(converted))[0]
+        raise ValueError(
+            f"{name}: expected finite float32 numbers, got {array[row, col]} at [{row}, {col}]"
+        )
+    return converted
+
+
+def _all_finite(array: NDArray[np.float32]) -> bool:
+    """Whether all are finite, in pieces: a memory-mapped array is not doubled in memory."""
+    step = max(1, (1 << 22) // max(1, array.shape[1]))
+    return all(
+        bool(np.isfinite(array[start : start + step]).all())
+        for start in range(0, array.shape[0], step)
+    )
+
+
+def check_ids(name: str, value: Any, *, rows: int, n_items: int) -> NDArray[np.int32]:
+    """Return item ids (rows, c) as int32; -1 stands for none, no id twice in a row.
+
+    Raises
+    ------
+    ValueError
+        Another shape or dtype, an id out of range or twice in a row.
+    """
+    array = np.asarray(value)
+    if array.ndim != 2 or array.shape[0] != rows:
+        raise ValueError(f"{name}: expected shape ({rows}, c), got {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name}: expected integer item ids, got dtype {array.dtype}")
+    if array.size and not (array.min() >= -1 and array.max() < n_items):
+        raise ValueError(
+            f"{name}: expected ids from 0 to {n_items - 1}, or -1 for none, "
+            f"got {array.min()} to {array.max()}"
+        )
+    ordered = np.sort(array, axis=1)
+    twice = np.argwhere((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0))
+    if twice.size:
+        row, at = twice[0]
+        raise ValueError(
+            f"{name}: expected each item once a row, got item {ordered[row, at]} twice in row {row}"
+        )
+    return np.ascontiguousarray(array, dtype=np.int32)

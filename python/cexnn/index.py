@@ -1,0 +1,402 @@
+"""The index: item factors, what a search believes beforehand, and the searches over them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn import _core, storage
+from cexnn.build import Learned, learn
+from cexnn.checks import check_choice, check_float, check_ids, check_int, check_matrix
+from cexnn.device import resolve_device, resolve_num_threads
+from cexnn.prior import QueryModel
+from cexnn.scorer import Scorer
+from cexnn.search import SearchResult, Session, resolve_rounds, run
+from cexnn.storage import IndexFileError
+
+__all__ = ["Index"]
+
+FloatArray = NDArray[np.float32]
+
+UPDATES = ("calibrated", "least_squares")
+FILE_ARRAYS = ("item_factors", "item_offsets", "mean_query")
+
+
+class Index:
+    """Items ready to be searched with a cross-encoder; made by `Index.build` or `Index.load`.
+
+    An index never changes and may be searched from several threads.
+    """
+
+    def __init__(self, learned: Learned, *, device: str = "auto") -> None:
+        self._learned = learned
+        self._device = resolve_device(device)
+        offsets = learned.item_offsets
+        self._searcher = _core.Searcher(learned.item_factors, offsets)
+        self._plain_searcher = _core.Searcher(learned.item_factors, None)
+
+    @classmethod
+    def build(
+        cls,
+        scores: Any = None,
+        *,
+        item_embeddings: FloatArray | None = None,
+        query_embeddings: FloatArray | None = None,
+        n_factors: int | None = None,
+        regularization: float | tuple[float, float] | str = "auto",
+        n_iterations: int = 10,
+        seed: int = 0,
+        device: str = "auto",
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> Self:
+        """Build an index from training scores, a dual encoder's embeddings, or both.
+
+        With scores alone, they are factorised from scratch. With embeddings alone, the search
+        runs in the dual encoder's space as it is. With both, offset, slope and item offsets bring
+        the embeddings into cross-encoder units, and the factorisation starts from them and is
+        drawn towards them; it is kept if it predicts held-out queries better. The variances of
+        the search's model are fitted on held-out queries.
+
+        Parameters
+        ----------
+        scores : (n_queries, n_items) SciPy sparse, optional
+            Cross-encoder scores of training pairs, such as `score_pairs` returns.
+        item_embeddings : (n_items, n_dims) float, optional
+            Of a dual encoder, of any scale.
+        query_embeddings : (n_queries, n_dims) float, optional
+            Of the training queries, the rows of ``scores``.
+        n_factors : int, optional
+            Of a factorisation from scratch; by default 64, or the smaller side of the scores.
+            With embeddings it is their number of dimensions.
+        regularization : float, (float, float) or "auto"
+            Of queries and items; ``"auto"`` chooses it on held-out scores.
+        n_iterations : int
+            Sweeps of the factorisation.
+        seed : int
+            Equal seeds give equal indexes, whatever the number of threads.
+        device : {"auto", "cpu", "cuda"}
+            Where to build and search.
+        num_threads : int, optional
+            By default the CPUs this process may use.
+        progress : bool
+            Progress bars on stderr, if it is a terminal.
+
+        Returns
+        -------
+        Index
+
+        Raises
+        ------
+        ValueError
+            Bad shapes or values, naming the argument; neither scores nor item embeddings.
+        RuntimeError
+            ``device="cuda"`` where it is not available.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> index = Index.build(item_embeddings=np.eye(3, dtype=np.float32))
+        >>> index.n_items, index.n_factors
+        (3, 3)
+        """
+        learned = learn(
+            scores,
+            item_embeddings=item_embeddings,
+            query_embeddings=query_embeddings,
+            n_factors=n_factors,
+            regularization=regularization,
+            n_iterations=n_iterations,
+            seed=seed,
+            num_threads=resolve_num_threads(num_threads),
+            device=resolve_device(device),
+            progress=progress,
+        )
+        return cls(learned, device=device)
+
+    @property
+    def n_items(self) -> int:
+        """Number of items."""
+        return int(self._learned.item_factors.shape[0])
+
+    @property
+    def n_factors(self) -> int:
+        """Number of factors of an item."""
+        return int(self._learned.item_factors.shape[1])
+
+    @property
+    def device(self) -> str:
+        """Where searches run: ``"cpu"`` or ``"cuda"``."""
+        return self._device
+
+    @property
+    def item_factors(self) -> FloatArray:
+        """Item factors, (n_items, n_factors) float32."""
+        return self._learned.item_factors
+
+    @property
+    def item_offsets(self) -> FloatArray:
+        """What the cross-encoder gives each item for every query, (n_items,) float32."""
+        return self._learned.item_offsets
+
+    def info(self) -> dict[str, Any]:
+        """Return what the index holds and what its build learned, as plain values."""
+        return {
+            "n_items": self.n_items,
+            "n_factors": self.n_factors,
+            "embedding_dims": self._learned.n_dims,
+            "query_model": asdict(self._learned.model),
+            **self._learned.facts,
+        }
+
+    def search(
+        self,
+        scorer: Scorer,
+        queries: Sequence[Any],
+        *,
+        k: int = 10,
+        budget: int = 100,
+        rounds: int | str = 5,
+        query_embeddings: FloatArray | None = None,
+        first: Any = None,
+        update: str = "calibrated",
+        mix: float = 0.0,
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> SearchResult:
+        """Find each query's ``k`` best items by cross-encoder score, for ``budget`` calls a query.
+
+        Parameters
+        ----------
+        scorer : Scorer
+            Called once a round with the new pairs of all queries.
+        queries : sequence
+            Passed on to the scorer.
+        k : int
+            Number of answers a query.
+        budget : int
+            Pairs scored a query, at most; never more than there are items.
+        rounds : int or "auto"
+            Over which the budget is split evenly. One round is retrieve-and-rerank.
+            ``"auto"``: one for each ten calls, at most 20.
+        query_embeddings : (n_queries, n_dims) float, optional
+            Of the dual encoder that the index was built with. Without them a query starts as the
+            mean training query.
+        first : (n_queries, c) int, optional
+            Item ids to open with, best first, from any retriever; -1 for none. By default, and
+            where they do not fill the first round, the prior's best items.
+        update : {"calibrated", "least_squares"}
+            How scores become a query's factors: the posterior mean of the calibrated model, or
+            the minimum-norm least squares of the AXN paper.
+        mix : float
+            Weight of the prior in the factors, from 0 to 1, for ``update="least_squares"``.
+        num_threads : int, optional
+            By default the CPUs this process may use. Does not change the result.
+        progress : bool
+            A progress bar on stderr, if it is a terminal.
+
+        Returns
+        -------
+        SearchResult
+
+        Raises
+        ------
+        ValueError
+            A bad argument, named, before any pair is scored.
+        ScorerError
+            The scorer failed. Its ``session`` holds every score paid for.
+
+        References
+        ----------
+        Yadav et al., "Adaptive Retrieval and Scalable Indexing for k-NN Search with
+        Cross-Encoders", ICLR 2024.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> table = np.float32([[5, 1, 4, 2, 3]])
+        >>> index = Index.build(item_embeddings=np.eye(5, dtype=np.float32))
+        >>> result = index.search(
+        ...     lambda queries, rows, items: table[rows, items], ["a query"],
+        ...     k=2, budget=5, rounds=2, query_embeddings=np.ones((1, 5), dtype=np.float32),
+        ... )
+        >>> result.ids, result.scores
+        (array([[0, 2]], dtype=int32), array([[5., 4.]], dtype=float32))
+        """
+        if isinstance(queries, str | bytes):
+            raise ValueError("queries: expected a sequence of queries, got a single one")
+        if not callable(scorer):
+            raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}")
+        session = self.session(
+            len(queries),
+            k=k,
+            budget=budget,
+            rounds=rounds,
+            query_embeddings=query_embeddings,
+            first=first,
+            update=update,
+            mix=mix,
+            num_threads=num_threads,
+        )
+        return run(session, scorer, queries, progress=progress)
+
+    def session(
+        self,
+        n_queries: int,
+        *,
+        k: int = 10,
+        budget: int = 100,
+        rounds: int | str = 5,
+        query_embeddings: FloatArray | None = None,
+        first: Any = None,
+        update: str = "calibrated",
+        mix: float = 0.0,
+        num_threads: int | None = None,
+    ) -> Session:
+        """Start a search whose scoring is left to the caller: `Session.ask`, `Session.tell`.
+
+        Parameters are those of `search`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> index = Index.build(item_embeddings=np.eye(5, dtype=np.float32))
+        >>> session = index.session(1, k=1, budget=4, rounds=2, first=[[0, 1, 2, 3]])
+        >>> while not session.done:
+        ...     rows, items = session.ask()
+        ...     session.tell([float(-i) for i in items])
+        >>> session.result().ids
+        array([[0]], dtype=int32)
+        """
+        check_int("n_queries", n_queries, minimum=0)
+        check_int("k", k, minimum=1)
+        check_int("budget", budget, minimum=1)
+        check_choice("update", update, UPDATES)
+        check_float("mix", mix, minimum=0, maximum=1)
+        if mix != 0 and update == "calibrated":
+            raise ValueError("mix: expected 0 with update='calibrated', which learns it")
+        opening = None
+        if first is not None:
+            opening = check_ids("first", first, rows=n_queries, n_items=self.n_items)
+        model, calibrated = self._learned.model, update == "calibrated"
+        return Session(
+            self._searcher if calibrated else self._plain_searcher,
+            model.calibrated() if calibrated else model.least_squares(mix),
+            self._priors(n_queries, query_embeddings, opening is not None),
+            n_items=self.n_items,
+            k=k,
+            budget=budget,
+            rounds=resolve_rounds(rounds, budget),
+            first=opening,
+            standardize=not self._learned.in_score_units,
+            num_threads=resolve_num_threads(num_threads),
+        )
+
+    def _priors(
+        self, n_queries: int, query_embeddings: FloatArray | None, opened: bool
+    ) -> FloatArray:
+        learned = self._learned
+        if query_embeddings is None:
+            if not learned.in_score_units and not opened:
+                raise ValueError(
+                    "query_embeddings: expected for an index built without scores (or items to "
+                    "open with: first), got None"
+                )
+            return np.tile(learned.mean_query, (n_queries, 1))
+        if learned.n_dims is None:
+            raise ValueError("query_embeddings: expected None, the index was built without any")
+        given = check_matrix(
+            "query_embeddings", query_embeddings, rows=n_queries, cols=learned.n_dims
+        )
+        return given * np.float32(learned.query_scale)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index to one file, in the safetensors format; see `cexnn.storage`.
+
+        The file is written beside the target and renamed: interrupted, it leaves the old one
+        whole.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written.
+        """
+        learned = self._learned
+        arrays = {name: getattr(learned, name) for name in FILE_ARRAYS}
+        described = {
+            "query_scale": learned.query_scale,
+            "n_dims": learned.n_dims,
+            "in_score_units": learned.in_score_units,
+            "model": asdict(learned.model),
+            "facts": learned.facts,
+        }
+        storage.write(path, arrays, {"index": json.dumps(described)})
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        mmap: bool = True,
+        verify: bool = False,
+    ) -> Self:
+        """Read an index that `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        device : {"auto", "cpu", "cuda"}
+            Where to search.
+        mmap : bool
+            Map the file into memory rather than read it: loading takes no time, and processes
+            share the memory.
+        verify : bool
+            Read everything once and hold it against the checksums.
+
+        Raises
+        ------
+        IndexFileError
+            The file is truncated, damaged, not an index, or of a newer version.
+        FileNotFoundError
+            There is no such file.
+        """
+        resolve_device(device)
+        arrays, metadata = storage.read(path, mmap=mmap, verify=verify)
+        try:
+            learned = _described(arrays, json.loads(metadata["index"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise IndexFileError(f"{os.fspath(path)}: not an index of cexnn: {error}") from error
+        return cls(learned, device=device)
+
+
+def _described(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Learned:
+    """Put together what a file holds; shapes are checked, values are the checksums' business."""
+    n_items, n_factors = arrays["item_factors"].shape
+    wanted = {"item_offsets": (n_items,), "mean_query": (n_factors,)}
+    for name in FILE_ARRAYS:
+        shape = wanted.get(name, (n_items, n_factors))
+        if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
+            raise ValueError(f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}")
+    scale = float(described["query_scale"])
+    if not math.isfinite(scale):
+        raise ValueError("query_scale is not finite")
+    n_dims = described["n_dims"]
+    if n_dims is not None and n_dims != n_factors:
+        raise ValueError(f"n_dims is {n_dims}")
+    return Learned(
+        **{name: arrays[name] for name in FILE_ARRAYS},
+        query_scale=scale,
+        n_dims=n_dims,
+        in_score_units=bool(described["in_score_units"]),
+        model=QueryModel(**{k: float(v) for k, v in described["model"].items()}),
+        facts=dict(described["facts"]),
+    )

@@ -1,0 +1,289 @@
+"""The budgeted search: rounds of asking for pairs and telling their cross-encoder scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+
+from cexnn import _core
+from cexnn.checks import check_int
+from cexnn.progress import progress_bar
+from cexnn.score_csr import csr_from_pairs
+from cexnn.scorer import Scorer, ScorerError, call_scorer
+
+__all__ = ["SearchResult", "Session", "resolve_rounds", "run"]
+
+FloatArray = NDArray[np.float32]
+IdArray = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Answers of a search, ranked by cross-encoder scores.
+
+    Attributes
+    ----------
+    ids : (n_queries, k) int32
+        Item ids, best first, the smaller id first among equal scores; -1 where fewer than ``k``
+        items were scored.
+    scores : (n_queries, k) float32
+        Their cross-encoder scores, descending; NaN where ``ids`` is -1.
+    n_calls : (n_queries,) int32
+        Pairs scored.
+    scored : CSR (n_queries, n_items) float32
+        Every score that was paid for. A stored zero is a score.
+    """
+
+    ids: IdArray
+    scores: FloatArray
+    n_calls: IdArray
+    scored: csr_array
+
+
+def resolve_rounds(rounds: int | str, budget: int) -> int:
+    """Turn a ``rounds`` argument into a number; ``"auto"``: one for each ten calls, at most 20.
+
+    Raises
+    ------
+    ValueError
+        Not "auto", not an integer of at least 1, or more than ``budget``.
+    """
+    if isinstance(rounds, str):
+        if rounds != "auto":
+            raise ValueError(f"rounds: expected an integer or 'auto', got {rounds!r}")
+        return min(20, max(1, budget // 10))
+    number = check_int("rounds", rounds, minimum=1)
+    if number > budget:
+        raise ValueError(f"rounds: expected at most budget = {budget}, got {number}")
+    return number
+
+
+class Session:
+    """A search whose scoring is left to the caller; made by `Index.session`.
+
+    `ask` names the pairs to score, `tell` takes their scores, in as many pieces as the caller
+    likes, until `done`; `result` is the best answer so far at any time. For one thread at a time.
+
+    Parameters
+    ----------
+    searcher : native Searcher
+        Over the items' factors.
+    model : native QueryModel
+        How scores become a query's factors.
+    priors : (n_queries, n_factors) float32
+        Query factors before any score is known.
+    n_items, k, budget, rounds, num_threads : int
+        As `Index.search` takes them, checked.
+    first : (n_queries, c) int32, optional
+        Items to open with, best first, -1 for none.
+    standardize : bool
+        Whether the model wants each query's scores at mean 0 and deviation 1.
+    """
+
+    def __init__(
+        self,
+        searcher: _core.Searcher,
+        model: _core.QueryModel,
+        priors: FloatArray,
+        *,
+        n_items: int,
+        k: int,
+        budget: int,
+        rounds: int,
+        first: IdArray | None,
+        standardize: bool,
+        num_threads: int,
+    ) -> None:
+        self._searcher, self._model, self._priors = searcher, model, priors
+        self._n_items, self._k = n_items, k
+        self._first = first
+        self._standardize = standardize
+        self._num_threads = num_threads
+        n_queries, budget = len(priors), min(budget, n_items)
+        rounds = min(rounds, budget)
+        size, longer = divmod(budget, max(1, rounds))
+        self._sizes = [size + (r < longer) for r in range(rounds)] if n_queries else []
+        self._round = 0
+        self._state = searcher.make_state(n_queries)
+        self._ids = np.full((n_queries, budget), -1, dtype=np.int32)
+        self._scores = np.full((n_queries, budget), np.nan, dtype=np.float32)
+        self._counts = np.zeros(n_queries, dtype=np.int64)
+        self._pending = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32))
+
+    @property
+    def n_queries(self) -> int:
+        """Number of queries searched for."""
+        return len(self._counts)
+
+    @property
+    def n_rounds(self) -> int:
+        """Number of rounds in all."""
+        return len(self._sizes)
+
+    @property
+    def done(self) -> bool:
+        """Whether the budget is spent and every pair asked for was told."""
+        return self._round == len(self._sizes) and len(self._pending[0]) == 0
+
+    def ask(self) -> tuple[IdArray, IdArray]:
+        """Name the pairs to score next.
+
+        Returns
+        -------
+        rows, items : (p,) int32
+            Query rows, ascending, and item ids. While pairs asked for before have no score yet,
+            those again; empty when `done`.
+        """
+        if len(self._pending[0]) == 0 and not self.done:
+            new = self._open() if self._round == 0 else self._next(self._sizes[self._round])
+            self._round += 1
+            rows, columns = np.nonzero(new >= 0)
+            self._pending = (rows.astype(np.int32), new[rows, columns])
+        rows, items = self._pending
+        return rows.copy(), items.copy()
+
+    def tell(self, scores: ArrayLike, *, allow_missing: bool = False) -> None:
+        """Take the scores of the pairs that `ask` names now, or of the first of them.
+
+        Parameters
+        ----------
+        scores : (p,) float
+            Of the first ``p`` pairs that wait for a score, in their order.
+        allow_missing : bool
+            Take NaN for a pair that could not be scored: it will be asked for again.
+
+        Raises
+        ------
+        ValueError
+            Not one-dimensional numbers, more than there are pairs, NaN or infinity. Nothing of it
+            is taken then.
+        """
+        rows, items = self._pending
+        values = np.asarray(scores)
+        if values.ndim != 1 or values.dtype.kind not in "fiub" or len(values) > len(rows):
+            raise ValueError(
+                f"scores: expected at most {len(rows)} numbers in one dimension, "
+                f"got {values.dtype} of shape {values.shape}"
+            )
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)
+        told = ~np.isnan(values) if allow_missing else np.ones(len(values), dtype=bool)
+        bad = np.flatnonzero(told & ~np.isfinite(values))
+        if bad.size:
+            j = int(bad[0])
+            raise ValueError(
+                f"scores: expected finite numbers, got {values[j]} for query {rows[j]}, "
+                f"item {items[j]}"
+            )
+        self._append(rows[: len(values)][told], items[: len(values)][told], values[told])
+        kept = np.concatenate([~told, np.ones(len(rows) - len(values), dtype=bool)])
+        self._pending = (rows[kept], items[kept])
+
+    def result(self) -> SearchResult:
+        """Return the best items among all scored so far."""
+        known = self._known()
+        ranked = np.where(known, self._scores, -np.inf)
+        order = np.lexsort((self._ids, -ranked))[:, : self._k]
+        ids = np.full((self.n_queries, self._k), -1, dtype=np.int32)
+        scores = np.full((self.n_queries, self._k), np.nan, dtype=np.float32)
+        ids[:, : order.shape[1]] = np.take_along_axis(self._ids, order, axis=1)
+        scores[:, : order.shape[1]] = np.take_along_axis(self._scores, order, axis=1)
+        by_item = np.argsort(np.where(known, self._ids, self._n_items), axis=1)
+        sorted_known = np.take_along_axis(known, by_item, axis=1)
+        scored = csr_from_pairs(
+            np.nonzero(sorted_known)[0].astype(np.int32),
+            np.take_along_axis(self._ids, by_item, axis=1)[sorted_known],
+            np.take_along_axis(self._scores, by_item, axis=1)[sorted_known],
+            (self.n_queries, self._n_items),
+        )
+        return SearchResult(ids, scores, self._counts.astype(np.int32), scored)
+
+    def _known(self) -> NDArray[np.bool_]:
+        return np.arange(self._ids.shape[1]) < self._counts[:, None]
+
+    def _append(self, rows: IdArray, items: IdArray, scores: FloatArray) -> None:
+        sizes = np.bincount(rows, minlength=self.n_queries)
+        rank = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        place = self._counts[rows] + rank
+        self._ids[rows, place] = items
+        self._scores[rows, place] = scores
+        self._counts += sizes
+
+    def _open(self) -> IdArray:
+        """Open with the caller's items, filled up with the prior's best."""
+        size = self._sizes[0]
+        if self._first is None or self._first.shape[1] == 0:
+            return self._next(size)
+        valid = self._first >= 0
+        order = np.argsort(~valid, axis=1, kind="stable")[:, :size]
+        given = np.full((self.n_queries, size), -1, dtype=np.int32)
+        given[:, : order.shape[1]] = np.take_along_axis(self._first, order, axis=1)
+        mask = given >= 0
+        if not mask.all():
+            indptr = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
+            others, _ = self._searcher.top_items(
+                self._priors, indptr, given[mask], size, self._num_threads
+            )
+            fill = np.arange(size) - mask.sum(axis=1)[:, None]
+            given = np.where(mask, given, np.take_along_axis(others, np.maximum(fill, 0), axis=1))
+        return given
+
+    def _next(self, size: int) -> IdArray:
+        known = self._known()
+        indptr = np.concatenate([[0], np.cumsum(self._counts)])
+        ids, _ = self._searcher.next_items(
+            indptr,
+            self._ids[known],
+            self._model_scores(known),
+            self._priors,
+            self._model,
+            self._state,
+            size,
+            self._num_threads,
+        )
+        return ids
+
+    def _model_scores(self, known: NDArray[np.bool_]) -> FloatArray:
+        if not self._standardize or not known.any():
+            return self._scores[known]
+        counts = np.maximum(1, self._counts)[:, None]
+        values = np.where(known, self._scores, 0).astype(np.float64)
+        values -= values.sum(axis=1, keepdims=True) / counts
+        values[~known] = 0
+        deviation = np.sqrt((values**2).sum(axis=1, keepdims=True) / counts)
+        values /= np.where(deviation > 0, deviation, 1)
+        return values[known].astype(np.float32)
+
+
+def run(
+    session: Session, scorer: Scorer, queries: Sequence[Any], *, progress: bool
+) -> SearchResult:
+    """Drive a session to its end with a scorer.
+
+    Raises
+    ------
+    ScorerError
+        The scorer failed. Its ``session`` holds every score obtained, those of the failed call
+        included; so does the attribute ``session`` of a `KeyboardInterrupt`.
+    """
+    with progress_bar(progress, session.n_rounds, description="search", unit="round") as bar:
+        while not session.done:
+            rows, items = session.ask()
+            try:
+                scores = call_scorer(scorer, queries, rows, items)
+            except ScorerError as error:
+                if error.scores is not None and np.shape(error.scores) == rows.shape:
+                    session.tell(error.scores, allow_missing=True)
+                error.session = session
+                raise
+            except KeyboardInterrupt as interrupt:
+                interrupt.session = session  # type: ignore[attr-defined]
+                raise
+            session.tell(scores)
+            bar.update(1)
+    return session.result()
