@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.device import resolve_num_threads
 from cexnn.onnx_session import OnnxModel
 from cexnn.pair_batches import PairTokens, pack_batch, pair_lengths, plan_batches
 from cexnn.progress import progress_bar
@@ -23,7 +24,9 @@ __all__ = ["PairModel", "ScoringStats", "at_least"]
 logger = logging.getLogger(__name__)
 
 _PROBE_LENGTH = 1024  # tokens of the pair that a model is tried on: longer ones take seconds
-_CPU_BATCH_TOKENS = 2048
+# Large enough to keep the machine busy; beyond that a batch only adds padding, and most where a
+# search scores a few pairs a round.
+_BATCH_TOKENS_A_THREAD, _CPU_BATCH_TOKENS = 128, 256
 _DEVICE_BATCH_TOKENS = 32768
 
 
@@ -87,7 +90,10 @@ class PairModel:
             at_least(batch_tokens, self.max_length, "batch_tokens")
         self._model = OnnxModel(model, device=device, providers=providers, num_threads=num_threads)
         self.providers = self._model.providers
-        default = _CPU_BATCH_TOKENS if self._model.on_cpu else _DEVICE_BATCH_TOKENS
+        default = _DEVICE_BATCH_TOKENS
+        if self._model.on_cpu:
+            n_threads = resolve_num_threads(num_threads)
+            default = max(_CPU_BATCH_TOKENS, _BATCH_TOKENS_A_THREAD * n_threads)
         self.batch_tokens = batch_tokens or max(default, self.max_length)
         self.stats = ScoringStats()
         self._lock = threading.Lock()
