@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -257,6 +258,19 @@ def test_a_pickled_scorer_scores_the_same(tmp_path):
         copy = pickle.loads(pickle.dumps(scorer))
         assert isinstance(copy, BoundCrossEncoder)
         np.testing.assert_array_equal(copy(QUERIES, ROWS, IDS), scorer(QUERIES, ROWS, IDS))
+
+
+def test_one_scorer_serves_several_threads():
+    scorer = encoder(batch_tokens=64).bind(ITEMS)
+    expected = [define(QUERIES[r], ITEMS[i]) for r, i in PAIRS]
+
+    def score_some(start):
+        rows, ids = ROWS[start::8], IDS[start::8]
+        return scorer(QUERIES, rows, ids).tolist() == expected[start::8]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(score_some, list(range(8)) * 4))
+    assert scorer.stats.n_pairs == 4 * len(PAIRS)
 
 
 # --- counting ---

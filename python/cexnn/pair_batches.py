@@ -134,11 +134,11 @@ def pack_batch(
     shape = (len(positions), width)
     input_ids, attention_mask, token_type_ids = (np.empty(shape, dtype=np.int64) for _ in range(3))
     _core.pack_pairs(
-        tuple(pairs.queries),
-        tuple(pairs.items),
+        pairs.queries,
+        pairs.items,
         pairs.rows[positions],
         pairs.item_ids[positions],
-        tuple(layout.constants),
+        layout.constants,
         layout.constant_types,
         layout.query_type,
         layout.item_type,
