@@ -97,24 +97,24 @@ def test_als_reaches_the_objective_of_the_definition(regularization):
 
 
 MODELS = {
-    "calibrated": dict(
-        factor_variance=0.7,
-        prior_scale_variance=0.25,
-        shift_variance=2.0,
-        noise_variance=0.1,
-        offset=-1.5,
-        centred=True,
-        mix=0.0,
-    ),
-    "least_squares": dict(
-        factor_variance=1.0,
-        prior_scale_variance=0.0,
-        shift_variance=0.0,
-        noise_variance=0.0,
-        offset=0.4,
-        centred=False,
-        mix=0.3,
-    ),
+    "calibrated": {
+        "factor_variance": 0.7,
+        "prior_scale_variance": 0.25,
+        "shift_variance": 2.0,
+        "noise_variance": 0.1,
+        "offset": -1.5,
+        "centred": True,
+        "mix": 0.0,
+    },
+    "least_squares": {
+        "factor_variance": 1.0,
+        "prior_scale_variance": 0.0,
+        "shift_variance": 0.0,
+        "noise_variance": 0.0,
+        "offset": 0.4,
+        "centred": False,
+        "mix": 0.3,
+    },
 }
 
 
@@ -191,7 +191,7 @@ def test_topk_ids_match_exactly_on_integers(m, d, num_threads):
 def test_a_batch_equals_one_by_one_and_threads_change_nothing():
     rng = np.random.default_rng(4)
     V, u0 = normal(rng, 5000, 50), normal(rng, 70, 50)
-    indptr, indices, values = sparse_scores(rng, 70, 5000, [30] * 70)
+    _indptr, indices, values = sparse_scores(rng, 70, 5000, [30] * 70)
     searcher, model = _core.Searcher(V, None), _core.QueryModel(**MODELS["calibrated"])
     run = lambda part, threads: searcher.next_items(  # noqa: E731
         np.int64([0, *np.cumsum([30] * len(u0[part]))]),

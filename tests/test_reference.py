@@ -36,15 +36,15 @@ def test_objective_and_als_by_hand():
 
 
 def test_update_by_hand():
-    model = dict(
-        factor_variance=1.0,
-        prior_scale_variance=0.5,
-        shift_variance=2.0,
-        noise_variance=0.5,
-        offset=1.0,
-        centred=True,
-        mix=0.0,
-    )
+    model = {
+        "factor_variance": 1.0,
+        "prior_scale_variance": 0.5,
+        "shift_variance": 2.0,
+        "noise_variance": 0.5,
+        "offset": 1.0,
+        "centred": True,
+        "mix": 0.0,
+    }
     V, o, y, u0 = np.array([[1.0]]), np.array([0.25]), np.array([4.0]), np.array([1.0])
     # p = 1; K + noise = 1 + 0.5 + 2 + 0.5 = 4; a = (4 - 1 - 0.25 - 1) / 4 = 0.4375
     u = reference.update_query(V, o, y, u0, **model)
