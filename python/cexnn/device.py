@@ -76,7 +76,7 @@ def default_num_threads() -> int:
 
 
 def _cgroup_quota(root: Path) -> float | None:
-    """CPUs that the control group (version 2, else 1) mounted at ``root`` grants; None: no limit."""
+    """CPUs that the control group (version 2, else 1) at ``root`` grants; None: no limit."""
     try:
         quota, period = (root / "cpu.max").read_text().split()
     except (OSError, ValueError):

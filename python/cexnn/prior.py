@@ -176,8 +176,10 @@ def calibrate(
             slope = max(0.0, covariance / variance) * len(y) / (len(y) + SLOPE_SHRINKAGE)
         offset -= slope * float(products.mean())
         residual = y - offset - slope * products
-    counts = np.bincount(scores.indices, minlength=scores.shape[1]).astype(np.float64)
-    sums = np.bincount(scores.indices, residual, minlength=scores.shape[1])
+    counts: Wide = np.bincount(scores.indices, minlength=scores.shape[1]).astype(np.float64)
+    sums: Wide = np.bincount(scores.indices, weights=residual, minlength=scores.shape[1]).astype(
+        np.float64, copy=False
+    )
     item_offsets = np.zeros(scores.shape[1])
     if item_embeddings is not None:
         item_offsets = _offset_map(item_embeddings, counts, sums)

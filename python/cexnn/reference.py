@@ -45,7 +45,7 @@ def ridge(A: Floats, y: Floats, x0: Floats, regularization: float) -> Floats:
 
 
 def topk(approx: Floats, seen: set[int], k: int) -> list[int]:
-    """Ids of the k largest approximate scores not in ``seen``; the smaller id first among equals."""
+    """Ids of the k largest values not in ``seen``; the smaller id first among equals."""
     ids = [i for i in range(len(approx)) if i not in seen]
     return sorted(ids, key=lambda i: (-approx[i], i))[:k]
 

@@ -100,7 +100,7 @@ def call_scorer(
     """
     if len(rows) == 0:
         return np.empty(0, dtype=np.float32)
-    first = {"row": int(rows[0]), "item": int(items[0])}
+    row, item = int(rows[0]), int(items[0])
     try:
         returned = scorer(queries, rows, items)
     except ScorerError:
@@ -108,20 +108,22 @@ def call_scorer(
     except Exception as error:
         raise ScorerError(
             f"the scorer raised {type(error).__name__} on a call of {len(rows)} pairs that starts "
-            f"with query {first['row']}, item {first['item']}: {error}",
-            **first,
+            f"with query {row}, item {item}: {error}",
+            row=row,
+            item=item,
         ) from error
     try:
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite: refused below
             scores = np.asarray(returned, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise ScorerError(
-            f"the scorer must return numbers, got {type(returned).__name__}", **first
+            f"the scorer must return numbers, got {type(returned).__name__}", row=row, item=item
         ) from error
     if scores.shape != rows.shape:
         raise ScorerError(
             f"the scorer must return one score a pair, shape {rows.shape}, got {scores.shape}",
-            **first,
+            row=row,
+            item=item,
         )
     bad = np.flatnonzero(~np.isfinite(scores))
     if bad.size:

@@ -113,7 +113,8 @@ class Session:
         self._ids = np.full((n_queries, budget), -1, dtype=np.int32)
         self._scores = np.full((n_queries, budget), np.nan, dtype=np.float32)
         self._counts = np.zeros(n_queries, dtype=np.int64)
-        self._pending = (np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32))
+        nothing: IdArray = np.empty(0, dtype=np.int32)
+        self._pending = (nothing, nothing)
 
     @property
     def n_queries(self) -> int:
@@ -142,8 +143,8 @@ class Session:
         if len(self._pending[0]) == 0 and not self.done:
             new = self._open() if self._round == 0 else self._next(self._sizes[self._round])
             self._round += 1
-            rows, columns = np.nonzero(new >= 0)
-            self._pending = (rows.astype(np.int32), new[rows, columns])
+            stored, columns = np.nonzero(new >= 0)
+            self._pending = (stored.astype(np.int32), new[stored, columns])
         rows, items = self._pending
         return rows.copy(), items.copy()
 
