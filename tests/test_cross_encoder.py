@@ -18,9 +18,9 @@ pytest.importorskip("tokenizers", reason="needs tokenizers: pip install 'cexnn[c
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from cexnn.bound_scorer import BoundCrossEncoder
 from cexnn.cross_encoder import CrossEncoder
-from cexnn.onnx_session import choose_providers
+from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
+from cexnn.cross_encoder.onnx_session import choose_providers
 from cexnn.scorer import PairScorer, ScorerError, call_scorer
 
 # --- a tiny model: an ONNX file is a protocol buffer, short enough to write by hand ---

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.cross_encoder.onnx_session import OnnxModel
+from cexnn.cross_encoder.pair_batches import PairTokens, pack_batch, pair_lengths, plan_batches
+from cexnn.cross_encoder.tokens import TokenLists, load_tokenizer, pair_format, tokenize
 from cexnn.device import resolve_num_threads
-from cexnn.onnx_session import OnnxModel
-from cexnn.pair_batches import PairTokens, pack_batch, pair_lengths, plan_batches
 from cexnn.progress import progress_bar
 from cexnn.scorer import FloatArray, IdArray, ScorerError
-from cexnn.tokens import TokenLists, load_tokenizer, pair_format, tokenize
 
 __all__ = ["PairModel", "ScoringStats", "at_least"]
 

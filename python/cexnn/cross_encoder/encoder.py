@@ -10,13 +10,13 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn.bound_scorer import BoundCrossEncoder
-from cexnn.hub import find_model_files
-from cexnn.pair_batches import PairTokens
-from cexnn.pair_model import PairModel, ScoringStats, at_least
+from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
+from cexnn.cross_encoder.hub import find_model_files
+from cexnn.cross_encoder.pair_batches import PairTokens
+from cexnn.cross_encoder.pair_model import PairModel, ScoringStats, at_least
 from cexnn.scorer import FloatArray
 
-__all__ = ["BoundCrossEncoder", "CrossEncoder", "ScoringStats"]
+__all__ = ["CrossEncoder"]
 
 
 class CrossEncoder:

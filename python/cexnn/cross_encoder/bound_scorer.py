@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn.pair_batches import PairTokens
-from cexnn.pair_model import PairModel, ScoringStats
+from cexnn.cross_encoder.pair_batches import PairTokens
+from cexnn.cross_encoder.pair_model import PairModel, ScoringStats
+from cexnn.cross_encoder.tokens import TokenLists, check_text
 from cexnn.scorer import FloatArray, IdArray
-from cexnn.tokens import TokenLists, check_text
 
 __all__ = ["BoundCrossEncoder"]
 

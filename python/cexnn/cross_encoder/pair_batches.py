@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn import _core
-from cexnn.tokens import PairFormat, TokenLists
+from cexnn.cross_encoder.tokens import PairFormat, TokenLists
 
 __all__ = ["PairTokens", "pack_batch", "pair_lengths", "plan_batches"]
 

@@ -1,0 +1,12 @@
+"""An ONNX cross-encoder on ONNX Runtime, from texts to scores.
+
+``encoder`` is the public class; ``bound_scorer`` the scorer it makes of a set of items;
+``pair_model`` the engine of both: ``tokens`` (texts to token ids), ``pair_batches`` (pairs to
+padded batches), ``onnx_session`` (batches to logits). ``hub`` finds a model's files.
+"""
+
+from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
+from cexnn.cross_encoder.encoder import CrossEncoder
+from cexnn.cross_encoder.pair_model import ScoringStats
+
+__all__ = ["BoundCrossEncoder", "CrossEncoder", "ScoringStats"]
