@@ -1,0 +1,1 @@
+"""What ``cexnn demo`` runs on: the docstrings of installed packages and a small cross-encoder."""
