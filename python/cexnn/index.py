@@ -191,7 +191,8 @@ class Index:
             mean training query.
         first : (n_queries, c) int, optional
             Item ids to open with, best first, from any retriever; -1 for none. By default, and
-            where they do not fill the first round, the prior's best items.
+            where they do not fill the first round, the prior's best items, with and without
+            the item offsets in turn.
         update : {"calibrated", "least_squares"}
             How scores become a query's factors: the posterior mean of the calibrated model, or
             the minimum-norm least squares of the AXN paper.
@@ -286,8 +287,10 @@ class Index:
         if first is not None:
             opening = check_ids("first", first, rows=n_queries, n_items=self.n_items)
         model, calibrated = self._learned.model, update == "calibrated"
+        openers = [self._plain_searcher, self._searcher] if calibrated else [self._plain_searcher]
         return Session(
-            self._searcher if calibrated else self._plain_searcher,
+            openers[-1],
+            openers,
             model.calibrated() if calibrated else model.least_squares(mix),
             self._priors(n_queries, query_embeddings, opening is not None),
             n_items=self.n_items,

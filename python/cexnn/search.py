@@ -73,6 +73,8 @@ class Session:
     ----------
     searcher : native Searcher
         Over the items' factors.
+    openers : sequence of native Searcher
+        Whose best items under the priors open the search, taken in turn.
     model : native QueryModel
         How scores become a query's factors.
     priors : (n_queries, n_factors) float32
@@ -88,6 +90,7 @@ class Session:
     def __init__(
         self,
         searcher: _core.Searcher,
+        openers: Sequence[_core.Searcher],
         model: _core.QueryModel,
         priors: FloatArray,
         *,
@@ -100,6 +103,7 @@ class Session:
         num_threads: int,
     ) -> None:
         self._searcher, self._model, self._priors = searcher, model, priors
+        self._openers = openers
         self._n_items, self._k = n_items, k
         self._first = first
         self._standardize = standardize
@@ -216,23 +220,22 @@ class Session:
         self._counts += sizes
 
     def _open(self) -> IdArray:
-        """Open with the caller's items, filled up with the prior's best."""
+        """Open with the caller's items, filled up with the openers' best, taken in turn."""
         size = self._sizes[0]
-        if self._first is None or self._first.shape[1] == 0:
-            return self._next(size)
-        valid = self._first >= 0
-        order = np.argsort(~valid, axis=1, kind="stable")[:, :size]
-        given = np.full((self.n_queries, size), -1, dtype=np.int32)
-        given[:, : order.shape[1]] = np.take_along_axis(self._first, order, axis=1)
-        mask = given >= 0
-        if not mask.all():
-            indptr = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
-            others, _ = self._searcher.top_items(
-                self._priors, indptr, given[mask], size, self._num_threads
-            )
-            fill = np.arange(size) - mask.sum(axis=1)[:, None]
-            given = np.where(mask, given, np.take_along_axis(others, np.maximum(fill, 0), axis=1))
-        return given
+        given = [] if self._first is None else [self._first]
+        if not given or (given[0] >= 0).sum(axis=1).min() < size:
+            nothing: IdArray = np.empty(0, dtype=np.int32)
+            nowhere = np.zeros(self.n_queries + 1, dtype=np.int64)
+            best = [
+                opener.top_items(self._priors, nowhere, nothing, size, self._num_threads)[0]
+                for opener in self._openers
+            ]
+            given.append(np.stack(best, axis=2).reshape(self.n_queries, -1))
+        candidates = np.concatenate(given, axis=1)
+        opening = np.empty((self.n_queries, size), dtype=np.int32)
+        for row, ids in enumerate(candidates.tolist()):
+            opening[row] = [i for i in dict.fromkeys(ids) if i >= 0][:size]
+        return opening
 
     def _next(self, size: int) -> IdArray:
         known = self._known()
