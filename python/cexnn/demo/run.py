@@ -1,4 +1,4 @@
-"""The demo's work: an index of the installed docstrings, built once and kept in a cache."""
+"""The demo's work: an index of the installed docstrings, and how well it does, both cached."""
 
 from __future__ import annotations
 
@@ -7,105 +7,233 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn.demo.corpus import QUESTIONS, Item, training_queries
+from cexnn.demo.corpus import Item, training_queries
 from cexnn.evaluate import exact
 from cexnn.index_folder import IndexFolder, Settings, read_folder, write_folder
-from cexnn.retriever import Retriever
-from cexnn.search import SearchResult
+from cexnn.progress import progress_bar
+from cexnn.scorer import Scorer
 from cexnn.texts import Text
 from cexnn.training import fit_encoder, train_index
 
-__all__ = ["MODEL", "Demo", "default_cache"]
+__all__ = ["MODEL", "cache_folder", "exact_scores", "open_index", "table_scorer", "user_cache"]
 
 FloatArray = NDArray[np.float32]
+Say = Callable[[str], object]
 
 MODEL = Path(__file__).parent
 """Folder of the packaged cross-encoder: ``model.onnx`` and ``tokenizer.json``."""
 
-MAX_LENGTH = 64  # tokens of a pair: items are cut to fit; see `corpus`
+MAX_LENGTH = 64  # tokens of a pair: what the items are cut for
+EXACT = "exact.npy"
 
 
-def default_cache() -> Path:
+def user_cache() -> Path:
     """Return the user's cache folder of cexnn: in ``XDG_CACHE_HOME``, or else in ``~/.cache``."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
+    base = Path(given) if os.path.isabs(given) else Path("~/.cache").expanduser()
     return base / "cexnn"
 
 
-@dataclass(frozen=True)
-class Demo:
-    """Docstrings, the packaged cross-encoder, and an index of the former for the latter.
+def cache_folder(cache: Path, items: Sequence[Item], n_queries: int, per_query: int) -> Path:
+    """Name the folder of an index after all that the index depends on.
 
-    The index is built, or read from the cache, when it is first used, and so are the exact
-    answers. A cache that cannot be written or read is no failure.
+    Parameters
+    ----------
+    cache : Path
+        Where the folder is to be.
+    items : sequence of Item
+        The items.
+    n_queries, per_query : int
+        Training queries, and pairs scored for each.
 
-    Attributes
+    Returns
+    -------
+    Path
+        ``demo-`` and a hash of the items, the model, the sizes and the version of cexnn.
+    """
+    sizes = (version("cexnn"), n_queries, per_query, MAX_LENGTH)
+    digest = hashlib.sha256(repr(sizes).encode())
+    for name in ("model.onnx", "tokenizer.json"):
+        digest.update(hashlib.sha256((MODEL / name).read_bytes()).digest())
+    digest.update(repr([(item.id, item.text) for item in items]).encode())
+    return cache / f"demo-{digest.hexdigest()[:16]}"
+
+
+def open_index(
+    items: Sequence[Item],
+    *,
+    n_queries: int,
+    per_query: int,
+    folder: Path | None,
+    rebuild: bool = False,
+    num_threads: int | None = None,
+    say: Say = lambda line: None,
+) -> IndexFolder:
+    """Read the index from its folder, or build it and keep it there.
+
+    Parameters
     ----------
     items : sequence of Item
-        The docstrings.
-    cache : Path or None
-        Folder to keep the index and the exact answers in; None keeps nothing.
-    rebuild : bool
-        Whether to pass over what the cache holds.
+        The items.
     n_queries, per_query : int
         Training queries, and pairs to score for each.
-    n_exact : int
-        Questions that are answered exactly, too; all other than the training queries.
-    num_threads : int or None
-        Threads; by default the CPUs this process may use.
+    folder : Path or None
+        See `cache_folder`; None keeps nothing. One that cannot be read or written is no failure.
+    rebuild : bool
+        Whether to pass over what is there.
+    num_threads : int, optional
+        By default the CPUs this process may use.
     say : callable
-        Told in a line what happens when.
+        Told in a line what happens.
+
+    Returns
+    -------
+    IndexFolder
     """
+    if folder is not None and not rebuild and folder.is_dir():
+        try:
+            return read_folder(folder, device="cpu")
+        except (OSError, ValueError) as error:  # an IndexFileError is a ValueError
+            say(f"the cache is damaged and built again: {error}")
+    built = _build(items, n_queries, per_query, num_threads, say)
+    if folder is not None:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            write_folder(folder, built)
+            say(f"kept in {folder}")
+        except OSError as error:
+            say(f"not kept for the next run: {error}")
+    return built
 
-    items: Sequence[Item]
-    cache: Path | None = None
-    rebuild: bool = False
-    n_queries: int = 250
-    per_query: int = 64
-    n_exact: int = 8
-    num_threads: int | None = None
-    say: Callable[[str], object] = field(default=lambda line: None)
 
-    @cached_property
-    def folder(self) -> Path | None:
-        """Where the cache is: a folder named by all that its content depends on."""
-        if self.cache is None:
-            return None
-        parts = [version("cexnn"), self.n_queries, self.per_query, self.n_exact, MAX_LENGTH]
-        digest = hashlib.sha256(repr(parts).encode())
-        for name in ("model.onnx", "tokenizer.json"):
-            digest.update((MODEL / name).read_bytes())
-        digest.update(repr([(item.id, item.text) for item in self.items]).encode())
-        return self.cache / f"demo-{digest.hexdigest()[:16]}"
+def _build(
+    items: Sequence[Item], n_queries: int, per_query: int, num_threads: int | None, say: Say
+) -> IndexFolder:
+    texts = [item.text for item in items]
+    settings = Settings(str(MODEL), MAX_LENGTH)
+    say(f"first run: latent semantic analysis of {len(items):,} docstrings")
+    encoder = fit_encoder(texts)
+    queries = training_queries(items, n_queries)
+    n_pairs = n_queries * min(per_query, len(items))
+    say(f"scoring {n_pairs:,} of {n_queries * len(items):,} training pairs with the cross-encoder")
+    start = time.perf_counter()
+    index = train_index(
+        settings.cross_encoder(device="cpu", num_threads=num_threads).bind(texts),
+        queries,
+        item_embeddings=encoder(texts),
+        query_embeddings=encoder(queries),
+        per_query=per_query,
+        device="cpu",
+        num_threads=num_threads,
+        progress=True,
+    )
+    say(f"scored, and the index built, in {time.perf_counter() - start:.0f} s")
+    return IndexFolder(index, [Text(item.id, item.text) for item in items], encoder, settings)
 
-    @cached_property
-    def settings(self) -> Settings:
-        """The cross-encoder."""
-        return Settings(str(MODEL), MAX_LENGTH)
 
-    @cached_property
-    def retriever(self) -> Retriever:
-        """The index, the cross-encoder and the docstrings under one roof."""
-        stored = self._stored() or self._build()
-        return stored.retriever(device="cpu", num_threads=self.num_threads)
+def exact_scores(
+    scorer: Scorer,
+    questions: Sequence[str],
+    n_items: int,
+    *,
+    folder: Path | None,
+    rebuild: bool = False,
+    seconds: float = 45,
+    at_least: int = 4,
+    say: Say = lambda line: None,
+) -> FloatArray:
+    """Read the scores of every item for some questions, or compute and keep them.
 
-    @cached_property
-    def item_embeddings(self) -> FloatArray:
-        """What the first stage, latent semantic analysis, makes of the items."""
-        return self._encode([item.text for item in self.items])
+    Parameters
+    ----------
+    scorer : Scorer
+        The cross-encoder, bound to the items.
+    questions : sequence of str
+        What to score; as many of the first as fit the time.
+    n_items : int
+        Number of items.
+    folder : Path or None
+        Folder of the index, to keep the scores in.
+    rebuild : bool
+        Whether to pass over what is there.
+    seconds : float
+        Time after which no further question is begun.
+    at_least : int
+        Questions scored whatever the time.
+    say : callable
+        Told in a line what happens.
 
-    @property
-    def questions(self) -> tuple[str, ...]:
-        """The questions with exact answers."""
-        return QUESTIONS[: self.n_exact]
+    Returns
+    -------
+    (n, n_items) float32
+        Scores of the first ``n`` questions.
+    """
+    path = None if folder is None else folder / EXACT
+    known = None if path is None or rebuild else _read_scores(path, len(questions), n_items)
+    if known is not None:
+        return known
+    say(f"scoring every docstring for {at_least} to {len(questions)} questions, to know the truth")
+    start = time.perf_counter()
+    rows: list[FloatArray] = []
+    with progress_bar(True, len(questions), description="exact", unit="question") as bar:
+        for question in questions:
+            if len(rows) >= at_least and time.perf_counter() - start > seconds:
+                break
+            ids, scores = exact(scorer, [question], n_items, n_items)
+            rows.append(np.empty(n_items, dtype=np.float32))
+            rows[-1][ids[0]] = scores[0]
+            bar.update(1)
+    table = np.stack(rows)
+    if path is not None and path.parent.is_dir():
+        _keep(path, table, say)
+    return table
 
-    def _encode(self, texts: Sequence[str]) -> FloatArray:
-        raise NotImplementedError
+
+def _read_scores(path: Path, n_questions: int, n_items: int) -> FloatArray | None:
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if not isinstance(table, np.ndarray) or table.dtype != np.float32 or table.ndim != 2:
+        return None
+    fits = 0 < len(table) <= n_questions and table.shape[1] == n_items
+    return table if fits and bool(np.isfinite(table).all()) else None
+
+
+def _keep(path: Path, table: FloatArray, say: Say) -> None:
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(scratch, "wb") as file:
+            np.save(file, table)
+        os.replace(scratch, path)
+    except OSError as error:
+        say(f"not kept for the next run: {error}")
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def table_scorer(table: FloatArray) -> Scorer:
+    """Make a scorer that looks scores up, for questions scored before.
+
+    Parameters
+    ----------
+    table : (n_questions, n_items) float32
+        The scores; queries are the row numbers.
+
+    Returns
+    -------
+    Scorer
+
+    Examples
+    --------
+    >>> scorer = table_scorer(np.float32([[1, 2], [3, 4]]))
+    >>> scorer([1, 0], np.int32([0, 0, 1]), np.int32([0, 1, 1]))
+    array([3., 4., 2.], dtype=float32)
+    """
+    return lambda queries, rows, items: table[np.asarray(queries)[rows], items]

@@ -1,0 +1,177 @@
+"""``cexnn build``: texts and a cross-encoder to an index folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cexnn.cli.support import (
+    FILE,
+    TEXTS,
+    click,
+    device_option,
+    read_embeddings,
+    read_text_file,
+    refuse,
+    threads_option,
+)
+from cexnn.cross_encoder.hub import find_model_files
+from cexnn.index_folder import IndexFolder, Settings, may_write, write_folder
+from cexnn.texts import Text
+from cexnn.training import fit_encoder, train_index
+
+__all__ = ["build"]
+
+
+@click.command()
+@click.argument("items", type=TEXTS)
+@click.option(
+    "--model",
+    required=True,
+    help="The cross-encoder: a folder with model.onnx and tokenizer.json, or the id of a "
+    "repository of the Hugging Face Hub that has them.",
+)
+@click.option(
+    "--queries",
+    required=True,
+    type=TEXTS,
+    help="Training queries: texts like those that will be searched for.",
+)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder to write; an index folder that is there already is replaced.",
+)
+@click.option(
+    "--embeddings",
+    type=FILE,
+    help="A dual encoder's embeddings of the items, (n, d) in a .npy file. Without them, latent "
+    "semantic analysis of the items takes its place.",
+)
+@click.option(
+    "--query-embeddings", type=FILE, help="Embeddings of the training queries; with --embeddings."
+)
+@click.option(
+    "--per-query",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Pairs to score for each training query.",
+)
+@click.option(
+    "--random-fraction",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Share of random items among them; the others are those nearest by the embeddings.",
+)
+@click.option(
+    "--checkpoint",
+    type=click.Path(dir_okay=False),
+    help="File that keeps the scores, so that an interrupted build goes on where it stopped. One "
+    "that you name is kept: use another for another model or other items.  "
+    "[default: beside the output, and removed at the end]",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=4),
+    default=512,
+    show_default=True,
+    help="Tokens of a pair at most.",
+)
+@click.option(
+    "--max-query-length",
+    type=click.IntRange(min=1),
+    help="Tokens of a query at most.  [default: half of --max-length]",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@device_option
+@threads_option
+def build(
+    items: str,
+    model: str,
+    queries: str,
+    output: Path,
+    embeddings: str | None,
+    query_embeddings: str | None,
+    checkpoint: str | None,
+    max_length: int,
+    max_query_length: int | None,
+    **options: Any,
+) -> None:
+    """Build an index of ITEMS for a cross-encoder.
+
+    Scores a sample of pairs of training queries and items, and learns from the scores where to
+    look. Interrupted, the same command goes on where it stopped.
+    """
+    if (embeddings is None) != (query_embeddings is None):
+        raise refuse("--embeddings and --query-embeddings: expected both or neither")
+    if items == queries == "-":
+        raise refuse("--queries: expected a file, the standard input holds the items")
+    if not may_write(output):
+        raise refuse(f"--output: {output} is there already and is no index folder of cexnn")
+    item_texts, query_texts = read_text_file(items), read_text_file(queries)
+    settings = Settings(_absolute(model), max_length, max_query_length)
+    given = None
+    if embeddings is not None and query_embeddings is not None:
+        given = (
+            read_embeddings("--embeddings", embeddings, len(item_texts)),
+            read_embeddings("--query-embeddings", query_embeddings, len(query_texts)),
+        )
+    path = Path(checkpoint) if checkpoint else _default_checkpoint(output, settings, item_texts)
+    try:
+        folder = _build(item_texts, query_texts, settings, given, checkpoint=path, **options)
+    except KeyboardInterrupt:
+        if path.exists():
+            click.echo(f"{path} keeps the scores so far: the same command goes on there", err=True)
+        raise
+    write_folder(output, folder)
+    if checkpoint is None:
+        path.unlink(missing_ok=True)
+    click.echo(f"{output}: {folder.index.n_items} items", err=True)
+
+
+def _build(
+    items: list[Text],
+    queries: list[Text],
+    settings: Settings,
+    embeddings: Any,
+    *,
+    device: str,
+    num_threads: int | None,
+    **options: Any,
+) -> IndexFolder:
+    item_texts, query_texts = [item.text for item in items], [query.text for query in queries]
+    cross_encoder = settings.cross_encoder(device=device, num_threads=num_threads)
+    encoder = None
+    if embeddings is None:
+        encoder = fit_encoder(item_texts)
+        embeddings = encoder(item_texts), encoder(query_texts)
+    index = train_index(
+        cross_encoder.bind(item_texts),
+        query_texts,
+        item_embeddings=embeddings[0],
+        query_embeddings=embeddings[1],
+        device=device,
+        num_threads=num_threads,
+        progress=True,
+        **options,
+    )
+    return IndexFolder(index, items, encoder, settings)
+
+
+def _absolute(model: str) -> str:
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
+
+
+def _default_checkpoint(output: Path, settings: Settings, items: Sequence[Text]) -> Path:
+    """Name a file after what the scores depend on and a checkpoint does not know."""
+    digest = hashlib.sha256(repr((settings, [item.text for item in items])).encode())
+    for path in find_model_files(settings.model):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return output.absolute().with_name(f"{output.name}.{digest.hexdigest()[:12]}.scores")

@@ -1,0 +1,137 @@
+"""Recall against calls of an index and of what it is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn.baselines import axn, retrieve_and_rerank
+from cexnn.index import Index
+from cexnn.recall_report import Report, report
+from cexnn.scorer import Scorer
+from cexnn.search import SearchResult
+
+__all__ = ["METHODS", "Comparison"]
+
+FloatArray = NDArray[np.float32]
+Method = Callable[[int], SearchResult]
+
+METHODS = ("retrieve-and-rerank", "axn", "cexnn")
+AXN_ROUNDS = 10  # as in the paper
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods on the same scorer, queries and budgets.
+
+    Attributes
+    ----------
+    index : Index
+        For ``cexnn``.
+    scorer : Scorer
+        The cross-encoder.
+    queries : sequence
+        Passed on to the scorer.
+    query_embeddings : (n_queries, n_dims) float or None
+        What all methods start from; None if the index was built without embeddings.
+    item_embeddings : (n_items, n_dims) float or None
+        For ``retrieve-and-rerank`` and ``axn``, which are left out without them.
+    rounds : int or "auto" or None
+        Of ``cexnn``; None for 5, or fewer where the budget is below that.
+    num_threads : int or None
+        Threads; by default the CPUs this process may use.
+    """
+
+    index: Index
+    scorer: Scorer
+    queries: Sequence[Any]
+    query_embeddings: FloatArray | None
+    item_embeddings: FloatArray | None
+    rounds: int | str | None = None
+    num_threads: int | None = None
+
+    def report(
+        self,
+        names: Sequence[str],
+        exact_ids: NDArray[np.int32],
+        *,
+        ks: Sequence[int],
+        budgets: Sequence[int],
+        progress: bool = False,
+    ) -> Report:
+        """Run the methods and hold their answers against the exact ones.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Of `METHODS`.
+        exact_ids : (n_queries, c) int32
+            Of an exact search.
+        ks, budgets, progress
+            As `cexnn.recall_report.report` takes them.
+
+        Returns
+        -------
+        Report
+
+        Raises
+        ------
+        ValueError
+            A bad argument, named.
+        ScorerError
+            The scorer failed.
+        """
+        known: dict[str, Callable[[int, int], SearchResult]] = {
+            "retrieve-and-rerank": self._retrieve_and_rerank,
+            "axn": self._axn,
+            "cexnn": self._cexnn,
+        }
+        runs = {name: _with_k(known[name], max(ks)) for name in names}
+        return report(runs, exact_ids, ks=ks, budgets=budgets, progress=progress)
+
+    def _retrieve_and_rerank(self, budget: int, k: int) -> SearchResult:
+        return retrieve_and_rerank(
+            self.scorer,
+            self.queries,
+            item_embeddings=self.item_embeddings,
+            query_embeddings=self.query_embeddings,
+            k=k,
+            budget=budget,
+            num_threads=self.num_threads,
+        )
+
+    def _axn(self, budget: int, k: int) -> SearchResult:
+        assert self.item_embeddings is not None
+        facts = self.index.info()
+        slope = float(facts.get("slope", 0))
+        offset = float(facts["query_model"]["offset"])
+        return axn(
+            self.scorer,
+            self.queries,
+            item_factors=self.item_embeddings,
+            query_factors=self.query_embeddings,
+            k=k,
+            budget=budget,
+            rounds=min(AXN_ROUNDS, budget),
+            scale=(slope, offset) if slope > 0 else (1.0, 0.0),
+            num_threads=self.num_threads,
+        )
+
+    def _cexnn(self, budget: int, k: int) -> SearchResult:
+        return self.index.search(
+            self.scorer,
+            self.queries,
+            k=k,
+            budget=budget,
+            rounds=min(5, budget) if self.rounds is None else self.rounds,
+            query_embeddings=self.query_embeddings,
+            num_threads=self.num_threads,
+        )
+
+
+def _with_k(run: Callable[[int, int], SearchResult], k: int) -> Method:
+    return lambda budget: run(budget, k)

@@ -1,0 +1,138 @@
+"""``cexnn evaluate``: recall of an index against exact search, beside the alternatives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn.cli.comparison import METHODS, Comparison
+from cexnn.cli.support import (
+    FILE,
+    FOLDER,
+    TEXTS,
+    click,
+    device_option,
+    numbers,
+    parse_rounds,
+    read_embeddings,
+    read_text_file,
+    refuse,
+    rounds_option,
+    threads_option,
+)
+from cexnn.evaluate import exact
+from cexnn.index_folder import IndexFolder, read_folder
+
+__all__ = ["evaluate"]
+
+FloatArray = NDArray[np.float32]
+OUTPUT = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("index", type=FOLDER)
+@click.argument("queries", type=TEXTS)
+@click.option(
+    "--ks",
+    default="1,10,100",
+    show_default=True,
+    callback=numbers,
+    help="Numbers of nearest items to find.",
+)
+@click.option(
+    "--budgets",
+    default="50,100,200,500",
+    show_default=True,
+    callback=numbers,
+    help="Numbers of calls allowed for each query.",
+)
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=click.Choice(METHODS),
+    help="What to measure; may be given several times.  [default: all]",
+)
+@rounds_option
+@click.option(
+    "--embeddings",
+    type=FILE,
+    help="The dual encoder's embeddings of the items, for an index built with embeddings: what "
+    "retrieve-and-rerank and axn need.",
+)
+@click.option(
+    "--query-embeddings",
+    type=FILE,
+    help="Its embeddings of the queries, (n, d) in a .npy file.",
+)
+@click.option("--json", "json_path", type=OUTPUT, help="Write the figures to this file.")
+@click.option("--plot", type=OUTPUT, help="Draw them: a .png, .svg or .pdf file.")
+@device_option
+@threads_option
+def evaluate(
+    index: Path,
+    queries: str,
+    ks: tuple[int, ...],
+    budgets: tuple[int, ...],
+    methods: tuple[str, ...],
+    rounds: str | None,
+    embeddings: str | None,
+    query_embeddings: str | None,
+    json_path: Path | None,
+    plot: Path | None,
+    device: str,
+    num_threads: int | None,
+) -> None:
+    """Measure how much of an exact search the folder INDEX finds for QUERIES.
+
+    The exact search scores every item for every query: choose a few dozen queries, other than
+    those of the build. The table shows recall@k against calls of the cross-encoder for
+    retrieve-and-rerank (the nearest items by the embeddings), for the search of the AXN paper on
+    the embeddings as they are, and for cexnn; seconds are for all queries together.
+    """
+    if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise refuse(f"--plot: expected a file name ending in .png, .svg or .pdf, got {plot}")
+    folder = read_folder(index, device=device)
+    asked = [query.text for query in read_text_file(queries)]
+    n_items = folder.index.n_items
+    if max(ks) > n_items:
+        raise refuse(f"--ks: expected at most the {n_items} items, got {max(ks)}")
+    of_items = _item_embeddings(folder, embeddings)
+    of_queries = _query_embeddings(folder, query_embeddings, asked)
+    names = methods or (METHODS if of_items is not None else ("cexnn",))
+    if of_items is None and set(names) != {"cexnn"}:
+        raise refuse("--embeddings: expected those of the items, for retrieve-and-rerank and axn")
+    retriever = folder.retriever(device=device, num_threads=num_threads)
+    given = None if rounds is None else parse_rounds(rounds, min(budgets))
+    comparison = Comparison(
+        folder.index, retriever.scorer, asked, of_queries, of_items, given, num_threads
+    )
+    click.echo(f"exact search: {len(asked) * n_items:,} pairs", err=True)
+    exact_ids, _ = exact(retriever.scorer, asked, n_items, max(ks), progress=True)
+    found = comparison.report(names, exact_ids, ks=ks, budgets=budgets, progress=True)
+    click.echo(found.table())
+    if json_path is not None:
+        found.save_json(json_path)
+    if plot is not None:
+        found.plot(plot)
+
+
+def _item_embeddings(folder: IndexFolder, path: str | None) -> FloatArray | None:
+    if folder.encoder is None:
+        n_items = folder.index.n_items
+        return None if path is None else read_embeddings("--embeddings", path, n_items)
+    if path is not None:
+        raise refuse("--embeddings: expected none, the index has an encoder of its own")
+    return folder.encoder([item.text for item in folder.items])
+
+
+def _query_embeddings(folder: IndexFolder, path: str | None, queries: list[str]) -> FloatArray:
+    if folder.encoder is not None:
+        if path is not None:
+            raise refuse("--query-embeddings: expected none, the index has an encoder of its own")
+        return folder.encoder(queries)
+    if path is None:
+        raise refuse("--query-embeddings: expected them, the index was built with embeddings")
+    return read_embeddings("--query-embeddings", path, len(queries))

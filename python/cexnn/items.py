@@ -1,0 +1,95 @@
+"""Items as callers give them: their ids, their texts, and the row number of each id."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+__all__ = ["row_numbers", "split_items"]
+
+
+def split_items(items: Any, n_items: int) -> tuple[list[Any] | None, list[str] | None]:
+    """Take items apart into ids and texts.
+
+    Parameters
+    ----------
+    items : iterable or None
+        Texts, or (id, text) pairs, or objects with the attributes ``id`` and ``text``.
+    n_items : int
+        How many there must be.
+
+    Returns
+    -------
+    ids : list or None
+        None if there are no items, or only texts.
+    texts : list of str or None
+        None if there are no items.
+
+    Raises
+    ------
+    ValueError
+        Another number of items, or something that is no item.
+
+    Examples
+    --------
+    >>> split_items([("x", "a red fox"), ("y", "a blue whale")], 2)
+    (['x', 'y'], ['a red fox', 'a blue whale'])
+    """
+    if items is None:
+        return None, None
+    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+        raise ValueError(f"items: expected a sequence of items, got {type(items).__name__}")
+    given = list(items)
+    if len(given) != n_items:
+        raise ValueError(f"items: expected {n_items}, as in the index, got {len(given)}")
+    if all(isinstance(item, str) for item in given):
+        return None, given
+    pairs = [_id_and_text(item, f"items[{number}]") for number, item in enumerate(given)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _id_and_text(item: Any, name: str) -> tuple[Any, str]:
+    if isinstance(item, tuple | list) and len(item) == 2:
+        item_id, text = item
+    else:
+        item_id, text = getattr(item, "id", None), getattr(item, "text", None)
+    if not isinstance(text, str) or item_id is None or not isinstance(item_id, Hashable):
+        raise ValueError(
+            f"{name}: expected a text, an (id, text) pair or an object with id and text "
+            f"(the same kind for all items), got {item!r}"
+        )
+    return item_id, text
+
+
+def row_numbers(ids: list[Any] | None) -> dict[Any, int] | None:
+    """Map ids to row numbers.
+
+    Parameters
+    ----------
+    ids : list or None
+        One id a row.
+
+    Returns
+    -------
+    dict or None
+        None without ids.
+
+    Raises
+    ------
+    ValueError
+        An id that stands twice.
+
+    Examples
+    --------
+    >>> row_numbers(["x", "y"])
+    {'x': 0, 'y': 1}
+    """
+    if ids is None:
+        return None
+    rows: dict[Any, int] = {}
+    for row, item_id in enumerate(ids):
+        if rows.setdefault(item_id, row) != row:
+            raise ValueError(
+                f"items: expected distinct ids, items {rows[item_id]} and {row} share {item_id!r}"
+            )
+    return rows

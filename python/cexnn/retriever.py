@@ -1,0 +1,289 @@
+"""Texts in, texts out: an index, a cross-encoder and the items' texts under one roof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn.checks import check_matrix
+from cexnn.cross_encoder import CrossEncoder
+from cexnn.index import Index
+from cexnn.items import row_numbers, split_items
+from cexnn.scorer import Scorer
+from cexnn.search import SearchResult
+
+__all__ = ["Hit", "Retriever"]
+
+FloatArray = NDArray[np.float32]
+
+
+class Hit(NamedTuple):
+    """One answer of a search.
+
+    Attributes
+    ----------
+    id : hashable
+        The item's own id, or its row number in the index if items have none.
+    text : str or None
+        The item's text; None if the retriever was made without items.
+    score : float
+        The cross-encoder's score.
+    """
+
+    id: Any
+    text: str | None
+    score: float
+
+
+class Retriever:
+    """Search an index with texts.
+
+    Safe to use from several threads where the scorer and the encoder are.
+
+    Parameters
+    ----------
+    index : Index
+        The index.
+    scorer : Scorer or CrossEncoder
+        What scores pairs of a query text and an item number. A `CrossEncoder` is bound to the
+        texts of ``items``.
+    encoder : callable, optional
+        Texts to embeddings: ``encoder(texts)`` is (n, n_dims) float, of the dual encoder that the
+        index was built with. Without it a query starts as the mean training query.
+    items : sequence, optional
+        The items in the order of the index: texts, or (id, text) pairs, or objects with the
+        attributes ``id`` and ``text``. Ids are hashable and distinct.
+
+    Raises
+    ------
+    ValueError
+        An argument of a wrong kind, or that does not fit the index.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from cexnn.scorer import PairScorer
+    >>> texts = ["a red fox", "a blue whale", "a red whale"]
+    >>> def shared_words(pairs):
+    ...     return [len(set(q.split()) & set(i.split())) for q, i in pairs]
+    >>> def letters(texts):
+    ...     return np.float32([[text.count(letter) for letter in "rbfw"] for text in texts])
+    >>> index = Index.build(item_embeddings=letters(texts))
+    >>> scorer = PairScorer(shared_words, texts)
+    >>> retriever = Retriever(index, scorer, encoder=letters, items=zip("xyz", texts))
+    >>> retriever.search(["some blue whale"], k=1, budget=2, rounds=1)
+    [[Hit(id='y', text='a blue whale', score=2.0)]]
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        scorer: Scorer | CrossEncoder,
+        *,
+        encoder: Callable[[Sequence[str]], Any] | None = None,
+        items: Iterable[Any] | None = None,
+    ) -> None:
+        if not isinstance(index, Index):
+            raise ValueError(f"index: expected an Index, got {type(index).__name__}")
+        self._index = index
+        self._ids, self._texts = split_items(items, index.n_items)
+        self._rows = row_numbers(self._ids)
+        self._n_dims: int | None = index.info()["embedding_dims"]
+        if encoder is not None and not callable(encoder):
+            raise ValueError(f"encoder: expected a callable, got {type(encoder).__name__}")
+        if encoder is not None and self._n_dims is None:
+            raise ValueError("encoder: expected None, the index was built without embeddings")
+        self._encoder = encoder
+        self._scorer = self._bound(scorer)
+
+    @property
+    def index(self) -> Index:
+        """The index."""
+        return self._index
+
+    @property
+    def scorer(self) -> Scorer:
+        """What scores the pairs: query texts and item row numbers."""
+        return self._scorer
+
+    def search(
+        self,
+        texts: Sequence[str],
+        k: int = 10,
+        budget: int = 100,
+        *,
+        rounds: int | str = 5,
+        first: Sequence[Sequence[Any]] | None = None,
+        query_embeddings: FloatArray | None = None,
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> list[list[Hit]]:
+        """Find the ``k`` best items of each text, for ``budget`` cross-encoder calls a text.
+
+        Parameters
+        ----------
+        texts : sequence of str
+            The queries; one query is a list of one.
+        k : int
+            Number of answers a query.
+        budget : int
+            Pairs scored a query, at most.
+        rounds : int or "auto"
+            Over which the budget is split; see `Index.search`.
+        first : sequence of sequences of ids, optional
+            For each query the ids of items to open with, best first, from any retriever: the ids
+            that hits have. An empty one leaves the opening to the index.
+        query_embeddings : (n_texts, n_dims) float, optional
+            Used instead of the encoder.
+        num_threads : int, optional
+            By default the CPUs this process may use.
+        progress : bool
+            A progress bar on stderr, if it is a terminal.
+
+        Returns
+        -------
+        list of lists of Hit
+            One list a query, best first; fewer than ``k`` where fewer items were scored.
+
+        Raises
+        ------
+        ValueError
+            A bad argument, named, before any pair is scored.
+        ScorerError
+            The scorer failed. ``hits(error.session.result())`` are the best answers so far.
+        """
+        return self.hits(
+            self.search_rows(
+                texts,
+                k,
+                budget,
+                rounds=rounds,
+                first=first,
+                query_embeddings=query_embeddings,
+                num_threads=num_threads,
+                progress=progress,
+            )
+        )
+
+    def search_rows(
+        self,
+        texts: Sequence[str],
+        k: int = 10,
+        budget: int = 100,
+        *,
+        rounds: int | str = 5,
+        first: Sequence[Sequence[Any]] | None = None,
+        query_embeddings: FloatArray | None = None,
+        num_threads: int | None = None,
+        progress: bool = False,
+    ) -> SearchResult:
+        """Search as `search` does, and return row numbers, scores and the number of calls.
+
+        Parameters and errors are those of `search`.
+
+        Returns
+        -------
+        SearchResult
+            What `Index.search` returns; `hits` turns it into texts.
+        """
+        queries = _check_texts("texts", texts)
+        opening = None if first is None else self._opening(first, len(queries))
+        if query_embeddings is None and self._encoder is not None:
+            query_embeddings = check_matrix(
+                "encoder(texts)", self._encoder(queries), rows=len(queries), cols=self._n_dims
+            )
+        return self._index.search(
+            self._scorer,
+            queries,
+            k=k,
+            budget=budget,
+            rounds=rounds,
+            query_embeddings=query_embeddings,
+            first=opening,
+            num_threads=num_threads,
+            progress=progress,
+        )
+
+    def hits(self, result: SearchResult) -> list[list[Hit]]:
+        """Turn row numbers and scores into ids, texts and scores.
+
+        Parameters
+        ----------
+        result : SearchResult
+            Of this retriever's index.
+
+        Returns
+        -------
+        list of lists of Hit
+            One list a query, best first.
+        """
+        return [
+            [
+                self._hit(row, score)
+                for row, score in zip(rows, scores, strict=True)
+                if row >= 0  # -1: fewer than k items were scored
+            ]
+            for rows, scores in zip(result.ids.tolist(), result.scores.tolist(), strict=True)
+        ]
+
+    def _hit(self, row: int, score: float) -> Hit:
+        item_id = row if self._ids is None else self._ids[row]
+        return Hit(item_id, None if self._texts is None else self._texts[row], score)
+
+    def _bound(self, scorer: Scorer | CrossEncoder) -> Scorer:
+        if isinstance(scorer, CrossEncoder):
+            if self._texts is None:
+                raise ValueError("items: expected the items' texts for a CrossEncoder, got None")
+            return scorer.bind(self._texts)
+        if not callable(scorer):
+            raise ValueError(
+                f"scorer: expected a Scorer or a CrossEncoder, got {type(scorer).__name__}"
+            )
+        n_items = getattr(scorer, "n_items", None)
+        if isinstance(n_items, int) and n_items != self._index.n_items:
+            raise ValueError(
+                f"scorer: expected one of the index's {self._index.n_items} items, "
+                f"got one of {n_items}"
+            )
+        return scorer
+
+    def _opening(self, first: Sequence[Sequence[Any]], n_queries: int) -> NDArray[np.int32]:
+        """Row numbers of the ids, filled up with -1."""
+        if isinstance(first, str) or not hasattr(first, "__len__") or len(first) != n_queries:
+            got = len(first) if hasattr(first, "__len__") else type(first).__name__
+            raise ValueError(f"first: expected ids for each of {n_queries} queries, got {got}")
+        rows = [self._known(ids, f"first[{query}]") for query, ids in enumerate(first)]
+        opening = np.full((n_queries, max(map(len, rows), default=0)), -1, dtype=np.int32)
+        for query, numbers in enumerate(rows):
+            opening[query, : len(numbers)] = numbers
+        return opening
+
+    def _known(self, ids: Sequence[Any], name: str) -> list[int]:
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise ValueError(f"{name}: expected a sequence of ids, got {ids!r}")
+        rows = []
+        for item_id in ids:
+            row = self._row(item_id)
+            if row is None:
+                raise ValueError(f"{name}: expected ids of items, got {item_id!r}")
+            rows.append(row)
+        return rows
+
+    def _row(self, item_id: Any) -> int | None:
+        if self._rows is not None:
+            return self._rows.get(item_id) if isinstance(item_id, Hashable) else None
+        whole = isinstance(item_id, int | np.integer) and not isinstance(item_id, bool)
+        return int(item_id) if whole and 0 <= item_id < self._index.n_items else None
+
+
+def _check_texts(name: str, texts: Any) -> list[str]:
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise ValueError(f"{name}: expected a sequence of texts, got {type(texts).__name__}")
+    found = list(texts)
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{number}]: expected a text, got {type(text).__name__}")
+    return found
