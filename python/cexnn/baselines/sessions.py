@@ -66,8 +66,10 @@ def start(
         noise_variance=0.0,
         offset=offset,
     )
+    searcher = _core.Searcher(item_factors, None)
     return (Session if fill else _GivenOpening)(
-        _core.Searcher(item_factors, None),
+        searcher,
+        [searcher],
         plain.least_squares(mix),
         priors,
         n_items=len(item_factors),

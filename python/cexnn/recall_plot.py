@@ -1,0 +1,134 @@
+"""Curves with bands on a logarithmic axis, drawn by Matplotlib without its global state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+__all__ = ["Curve", "plot_curves"]
+
+SUFFIXES = (".png", ".svg", ".pdf")
+# Okabe and Ito's palette, told apart by all common kinds of colour vision; without its yellow.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", ":", "-.")
+MARGIN = 1.06  # of the horizontal axis, on either side
+
+
+class Curve(NamedTuple):
+    """A line of a panel.
+
+    Attributes
+    ----------
+    name : str
+        In the legend.
+    points : sequence of (x, y, low, high)
+        ``x`` above 0; ``low`` and ``high`` bound the band about ``y``.
+    """
+
+    name: str
+    points: Sequence[tuple[float, float, float, float]]
+
+
+def plot_curves(
+    panels: Mapping[str, Sequence[Curve]], path: str | os.PathLike[str], *, x_label: str
+) -> None:
+    """Draw panels side by side, with one legend, into a file.
+
+    Parameters
+    ----------
+    panels : mapping of str to sequence of Curve
+        By title, which is the label of the vertical axis, too. A curve's name has the same colour
+        and marker in every panel.
+    path : path
+        Ends in ``.png``, ``.svg`` or ``.pdf``.
+    x_label : str
+        Of the horizontal axis, which is logarithmic.
+
+    Raises
+    ------
+    ValueError
+        Another suffix.
+    ImportError
+        Matplotlib is not installed.
+    OSError
+        The file cannot be written.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ValueError(f"path: expected a name that ends in {', '.join(SUFFIXES)}, got {path!s}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("a plot needs Matplotlib: pip install 'cexnn[cpu]'") from error
+    names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
+    n_columns = min(4, len(names))
+    n_lines = -(-len(names) // n_columns)
+    figure = Figure(
+        figsize=(max(5.0, 3.8 * len(panels)), 3.5 + 0.24 * n_lines), layout="constrained", dpi=150
+    )
+    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
+        _draw_panel(axes, title, curves, names)
+        axes.set_xlabel(x_label)
+    all_axes[0].set_ylabel("share of the exact neighbours found")
+    handles = {h.get_label(): h for axes in all_axes for h in axes.get_lines()}
+    figure.legend(
+        [handles[name] for name in names],
+        names,
+        loc="outside lower center",
+        ncols=n_columns,
+        frameon=False,
+    )
+    # Without a date, equal reports give pictures that differ in nothing that can be seen.
+    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    figure.savefig(path, format=suffix[1:], metadata=dates.get(suffix))
+
+
+def _draw_panel(axes: Any, title: str, curves: Sequence[Curve], names: Sequence[str]) -> None:
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    for curve in curves:
+        at = names.index(curve.name)
+        colour = COLOURS[at % len(COLOURS)]
+        x, y, low, high = np.array(sorted(curve.points), dtype=float).reshape(-1, 4).T
+        axes.plot(
+            x,
+            y,
+            label=curve.name,
+            color=colour,
+            marker=MARKERS[at % len(MARKERS)],
+            linestyle=LINES[at // len(COLOURS) % len(LINES)],
+            markersize=4.5,
+            linewidth=1.6,
+        )
+        axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
+    ticks = sorted({round(point[0], 1) for curve in curves for point in curve.points}) or [1.0]
+    axes.set_xscale("log")
+    axes.set_xlim(ticks[0] / MARGIN, ticks[-1] * MARGIN)
+    axes.set_xticks(_apart(ticks), [f"{tick:g}" for tick in _apart(ticks)])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_ylim(0, 1.02)
+    axes.set_title(title)
+    axes.grid(True, color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _apart(ticks: Sequence[float]) -> list[float]:
+    """Return ticks that leave room for their labels on a logarithmic axis.
+
+    Examples
+    --------
+    >>> _apart([50, 51, 100, 110, 200])
+    [50, 100, 200]
+    """
+    kept = [ticks[0]]
+    for tick in ticks[1:]:
+        if tick >= 1.25 * kept[-1]:
+            kept.append(tick)
+    return kept
