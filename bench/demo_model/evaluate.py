@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from tokenizers import Tokenizer
 
 from cexnn.lsa import LsaEncoder
 
-N_QUERIES, N_WHOLE, N_FIRST = 200, 16, 100
+log = logging.getLogger("evaluate")
+N_QUERIES, N_WHOLE, N_FIRST = 150, 6, 100
 
 
 class Judge:
@@ -65,7 +67,7 @@ def judge(
     model = Judge(folder, lengths=lengths, threads=threads)
     held_out = [doc for doc in items if is_held_out(doc.group)]
     figures: dict[str, Any] = {"items": len(items), "held_out_items": len(held_out)}
-    for kind in ("masked", "later", "described", "first"):
+    for kind in ("described", "masked", "later", "first"):
         shown = [doc for doc in items if kind != "masked" or doc.masked]
         texts = [doc.masked if kind == "masked" else doc.shown for doc in shown]
         place = {id(doc): number for number, doc in enumerate(shown)}
@@ -96,6 +98,7 @@ def judge(
             f"all ranked, first {N_WHOLE} queries": _quality(whole[:N_WHOLE], answers[:N_WHOLE]),
             "pairs_per_second": round(speed),
         }
+        log.info("%s: %s", kind, figures[kind])
     return figures
 
 
