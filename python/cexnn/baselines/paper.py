@@ -111,9 +111,10 @@ def axn(
         u_ls = minimum-norm least-squares solution of  V_S u = (y - offset) / slope
         u = (1 - mix) u_ls + mix u0
 
-    and the unscored items with the largest ``u . v_i`` are scored next. The paper takes the dual
-    encoder's embedding for ``u0``, 5 or 10 rounds, and a ``mix`` tuned on held-out queries; the
-    best one differs with ``k``.
+    and the unscored items with the largest ``u . v_i`` are scored next. It is solved as a ridge of
+    10⁻⁶ times the largest squared norm of ``V_S``'s rows, which shows only where the problem is
+    ill-conditioned. The paper takes the dual encoder's embedding for ``u0``, 5 or 10 rounds, and a
+    ``mix`` tuned on held-out queries; the best one differs with ``k``.
 
     Parameters
     ----------
@@ -139,8 +140,8 @@ def axn(
         Weight of the prior in the factors, from 0 to 1.
     scale : (float, float)
         Slope and offset that bring cross-encoder scores into the range of the factors' dot
-        products; `fit_scale` learns them. For factors of a factorisation, what was subtracted
-        from the scores before it.
+        products; `fit_scale` learns them. For factors of a factorisation: 1, and what was
+        subtracted from the scores before it.
     num_threads : int, optional
         By default the CPUs this process may use. Does not change the result.
     progress : bool
