@@ -51,8 +51,9 @@ class Searcher {
                       SearchState* state, int num_threads, MatrixView<float> factors_out) const = 0;
 
   // For each query the k items with the largest u.v + o, largest first, the smaller id first among
-  // equals, skipping the items stored in its row of `seen` (values unused, may be null). ids_out
-  // and approx_out (n, k); -1 and NaN where fewer than k are left.
+  // equals, skipping the items stored in its row of `seen` (values unused, may be null) and those
+  // whose offset is minus infinity. ids_out and approx_out (n, k); -1 and NaN where fewer than k
+  // are left.
   virtual void top_items(MatrixView<const float> query_factors, const CsrView& seen,
                          int num_threads, MatrixView<std::int32_t> ids_out,
                          MatrixView<float> approx_out) const = 0;

@@ -29,13 +29,13 @@ class TopK {
   explicit TopK(std::int64_t k)
       : k_(static_cast<std::size_t>(k)), capacity_(std::max<std::size_t>(2 * k_, k_ + 64)) {}
 
-  // scores[i] + offsets[i] (offsets may be null) is that of item first_id + i. Ids must ascend from
-  // call to call. `excluded` is sorted.
+  // scores[i] + offsets[i] (offsets may be null) is that of item first_id + i; minus infinity is
+  // never kept. Ids must ascend from call to call. `excluded` is sorted.
   void offer(const float* scores, const float* offsets, std::int64_t n, std::int64_t first_id,
              VectorView<const std::int32_t> excluded) {
     for (std::int64_t i = 0; i < n; ++i) {
       const float score = offsets == nullptr ? scores[i] : scores[i] + offsets[i];
-      if (!(score > bar_ || (open_ && score == bar_))) continue;
+      if (!(score > bar_)) continue;  // an equal score comes with a larger id
       const std::int32_t id = static_cast<std::int32_t>(first_id + i);
       if (std::binary_search(excluded.begin(), excluded.end(), id)) continue;
       buffer_.push_back({score, id});
@@ -63,13 +63,11 @@ class TopK {
     std::nth_element(buffer_.begin(), kth, buffer_.end(), better);
     buffer_.resize(k_);
     bar_ = buffer_.back().score;
-    open_ = false;  // an equal score now comes with a larger id
   }
 
   std::size_t k_ = 0;
   std::size_t capacity_ = 0;
   float bar_ = -std::numeric_limits<float>::infinity();
-  bool open_ = true;  // before the first cut even minus infinity is taken
   std::vector<Candidate> buffer_;
 };
 

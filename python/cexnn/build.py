@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from scipy.sparse import csr_array
 
 from cexnn.als import Factors, factorize
 from cexnn.checks import check_int, check_matrix
+from cexnn.learned import Learned
 from cexnn.prior import (
     Calibration,
     QueryModel,
@@ -24,44 +25,13 @@ from cexnn.prior import (
 )
 from cexnn.score_csr import check_scores, take_rows
 
-__all__ = ["Learned", "learn"]
+__all__ = ["learn"]
 
 FloatArray = NDArray[np.float32]
 
 HELD_OUT_QUERIES = 100  # at most, and a fifth of the training queries at most
 LEAST_QUERIES = 10  # with fewer, the variances are fitted to the same queries as all else
 UNSCORED_SLOPE = 0.4  # score deviations that one deviation of dot products is taken to be worth
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What an index is made of.
-
-    Attributes
-    ----------
-    item_factors : (n_items, n_factors) float32
-    item_offsets : (n_items,) float32
-    mean_query : (n_factors,) float32
-        Prior of a query without embedding.
-    query_scale : float
-        ``u0 = query_scale * e_q``.
-    n_dims : int or None
-        Of the embeddings; None: built without.
-    in_score_units : bool
-        Built with scores. Otherwise the model is one of standardised scores.
-    model : QueryModel
-    facts : dict
-        What was learned and from how much, as plain values.
-    """
-
-    item_factors: FloatArray
-    item_offsets: FloatArray
-    mean_query: FloatArray
-    query_scale: float
-    n_dims: int | None
-    in_score_units: bool
-    model: QueryModel
-    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -131,8 +101,13 @@ def _from_embeddings(
         item_factors=factors,
         item_offsets=np.zeros(len(items), dtype=np.float32),
         mean_query=np.zeros(items.shape[1], dtype=np.float32),
+        query_factors=np.zeros((0, items.shape[1]), dtype=np.float32),
+        offset_map=np.zeros(0, dtype=np.float32),
         query_scale=query_scale,
+        item_scale=item_scale,
+        item_regularization=0.0,
         n_dims=items.shape[1],
+        factorised=False,
         in_score_units=False,
         model=model,
         facts={"n_training_scores": 0, "item_factors": "embeddings"},
@@ -159,8 +134,13 @@ def _from_scores(
         item_factors=found,
         item_offsets=calibration.item_offsets,
         mean_query=mean_query,
+        query_factors=factors.queries,
+        offset_map=calibration.offset_map,
         query_scale=calibration.query_scale,
+        item_scale=calibration.item_scale,
+        item_regularization=factors.regularization[1],
         n_dims=None if items is None else items.shape[1],
+        factorised=factorised or items is None,
         in_score_units=True,
         model=QueryModel(**{**vars(model), "offset": calibration.offset}),
         facts={

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,35 +10,47 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn import _core, storage
-from cexnn.build import Learned, learn
+from cexnn import _core
+from cexnn.build import learn
 from cexnn.checks import check_choice, check_float, check_ids, check_int, check_matrix
 from cexnn.device import resolve_device, resolve_num_threads
-from cexnn.prior import QueryModel
+from cexnn.growth import with_items, without_items
+from cexnn.learned import Learned, read, write
 from cexnn.scorer import Scorer
 from cexnn.search import SearchResult, Session, resolve_rounds, run
-from cexnn.storage import IndexFileError
 
 __all__ = ["Index"]
 
 FloatArray = NDArray[np.float32]
+IdArray = NDArray[np.int32]
 
 UPDATES = ("calibrated", "least_squares")
-FILE_ARRAYS = ("item_factors", "item_offsets", "mean_query")
+
+
+class _Items:
+    """The items as they are at one time: what was learned, and native searchers over it."""
+
+    def __init__(self, learned: Learned) -> None:
+        self.learned = learned
+        factors, offsets = learned.item_factors, learned.item_offsets
+        self.removed = np.flatnonzero(np.isneginf(offsets)).astype(np.int32)
+        plain = (
+            np.where(np.isneginf(offsets), offsets, np.float32(0)) if self.removed.size else None
+        )
+        self.calibrated = _core.Searcher(factors, offsets)
+        self.plain = _core.Searcher(factors, plain)
 
 
 class Index:
     """Items ready to be searched with a cross-encoder; made by `Index.build` or `Index.load`.
 
-    An index never changes and may be searched from several threads.
+    May be searched from several threads. `add` and `remove` change it for the searches that start
+    afterwards; those under way go on over the items that they began with.
     """
 
     def __init__(self, learned: Learned, *, device: str = "auto") -> None:
-        self._learned = learned
         self._device = resolve_device(device)
-        offsets = learned.item_offsets
-        self._searcher = _core.Searcher(learned.item_factors, offsets)
-        self._plain_searcher = _core.Searcher(learned.item_factors, None)
+        self._items = _Items(learned)
 
     @classmethod
     def build(
@@ -122,9 +132,18 @@ class Index:
         return cls(learned, device=device)
 
     @property
+    def _learned(self) -> Learned:
+        return self._items.learned
+
+    @property
     def n_items(self) -> int:
-        """Number of items."""
+        """Number of items, removed ones included: ids run from 0 to ``n_items - 1``."""
         return int(self._learned.item_factors.shape[0])
+
+    @property
+    def n_removed(self) -> int:
+        """Number of items that were removed."""
+        return len(self._items.removed)
 
     @property
     def n_factors(self) -> int:
@@ -150,6 +169,7 @@ class Index:
         """Return what the index holds and what its build learned, as plain values."""
         return {
             "n_items": self.n_items,
+            "n_removed": self.n_removed,
             "n_factors": self.n_factors,
             "embedding_dims": self._learned.n_dims,
             "query_model": asdict(self._learned.model),
@@ -283,17 +303,19 @@ class Index:
         check_float("mix", mix, minimum=0, maximum=1)
         if mix != 0 and update == "calibrated":
             raise ValueError("mix: expected 0 with update='calibrated', which learns it")
-        opening = None
+        state, opening = self._items, None
         if first is not None:
             opening = check_ids("first", first, rows=n_queries, n_items=self.n_items)
-        model, calibrated = self._learned.model, update == "calibrated"
-        openers = [self._plain_searcher, self._searcher] if calibrated else [self._plain_searcher]
+            opening[np.isin(opening, state.removed)] = -1
+        model, calibrated = state.learned.model, update == "calibrated"
+        openers = [state.plain, state.calibrated] if calibrated else [state.plain]
         return Session(
             openers[-1],
             openers,
             model.calibrated() if calibrated else model.least_squares(mix),
             self._priors(n_queries, query_embeddings, opening is not None),
-            n_items=self.n_items,
+            n_items=len(state.learned.item_factors),
+            n_searchable=len(state.learned.item_factors) - len(state.removed),
             k=k,
             budget=budget,
             rounds=resolve_rounds(rounds, budget),
@@ -320,6 +342,62 @@ class Index:
         )
         return given * np.float32(learned.query_scale)
 
+    def add(self, item_embeddings: Any = None, scores: Any = None) -> IdArray:
+        """Place new items without a refit; the ids of all others stay as they are.
+
+        An item goes to the place of its embedding, its offset to what the embeddings of the
+        training items say; its scores then correct both, by the same ridge and the same shrunken
+        mean that placed the training items.
+
+        Parameters
+        ----------
+        item_embeddings : (n_new, n_dims) float, optional
+            Of the dual encoder that the index was built with.
+        scores : (n_queries, n_new) SciPy sparse, optional
+            Cross-encoder scores of the new items for the training queries of the build, in
+            their order.
+
+        Returns
+        -------
+        (n_new,) int32
+            Their ids, the next free ones.
+
+        Raises
+        ------
+        ValueError
+            Neither given, or of another shape than the build's; nothing is added then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> index = Index.build(item_embeddings=np.eye(3, dtype=np.float32))
+        >>> index.add(np.ones((2, 3), dtype=np.float32))
+        array([3, 4], dtype=int32)
+        """
+        n_before = self.n_items
+        self._items = _Items(
+            with_items(self._learned, item_embeddings, scores, resolve_num_threads(None))
+        )
+        return np.arange(n_before, self.n_items, dtype=np.int32)
+
+    def remove(self, ids: Any) -> None:
+        """Take items out: no search finds them again. The ids of all others stay as they are.
+
+        Parameters
+        ----------
+        ids : (r,) int
+            Ids of items; those already removed may be among them.
+
+        Raises
+        ------
+        ValueError
+            Not integers in one dimension, or out of range; nothing is removed then.
+        """
+        given = check_ids("ids", np.unique(np.asarray(ids))[None], rows=1, n_items=self.n_items)[0]
+        if np.ndim(ids) != 1 or (given < 0).any():
+            raise ValueError(f"ids: expected ids from 0 to {self.n_items - 1}, got {ids!r}")
+        self._items = _Items(without_items(self._learned, given))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one file, in the safetensors format; see `cexnn.storage`.
 
@@ -331,16 +409,7 @@ class Index:
         OSError
             The file cannot be written.
         """
-        learned = self._learned
-        arrays = {name: getattr(learned, name) for name in FILE_ARRAYS}
-        described = {
-            "query_scale": learned.query_scale,
-            "n_dims": learned.n_dims,
-            "in_score_units": learned.in_score_units,
-            "model": asdict(learned.model),
-            "facts": learned.facts,
-        }
-        storage.write(path, arrays, {"index": json.dumps(described)})
+        write(path, self._learned)
 
     @classmethod
     def load(
@@ -373,33 +442,4 @@ class Index:
             There is no such file.
         """
         resolve_device(device)
-        arrays, metadata = storage.read(path, mmap=mmap, verify=verify)
-        try:
-            learned = _described(arrays, json.loads(metadata["index"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise IndexFileError(f"{os.fspath(path)}: not an index of cexnn: {error}") from error
-        return cls(learned, device=device)
-
-
-def _described(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Learned:
-    """Put together what a file holds; shapes are checked, values are the checksums' business."""
-    n_items, n_factors = arrays["item_factors"].shape
-    wanted = {"item_offsets": (n_items,), "mean_query": (n_factors,)}
-    for name in FILE_ARRAYS:
-        shape = wanted.get(name, (n_items, n_factors))
-        if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
-            raise ValueError(f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}")
-    scale = float(described["query_scale"])
-    if not math.isfinite(scale):
-        raise ValueError("query_scale is not finite")
-    n_dims = described["n_dims"]
-    if n_dims is not None and n_dims != n_factors:
-        raise ValueError(f"n_dims is {n_dims}")
-    return Learned(
-        **{name: arrays[name] for name in FILE_ARRAYS},
-        query_scale=scale,
-        n_dims=n_dims,
-        in_score_units=bool(described["in_score_units"]),
-        model=QueryModel(**{k: float(v) for k, v in described["model"].items()}),
-        facts=dict(described["facts"]),
-    )
+        return cls(read(path, mmap=mmap, verify=verify), device=device)

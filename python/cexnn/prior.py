@@ -106,6 +106,9 @@ class Calibration:
         ``u0 = query_scale * e_q``, ``v0 = item_scale * e_i``; their product is the slope.
     item_offsets : (n_items,) float32
         ``o``.
+    offset_map : (n_dims,) float32
+        What an item's embedding says of its offset: ``embeddings @ offset_map``. Empty without
+        embeddings.
     residual_variance : float
         Of the scores about all this.
     """
@@ -115,6 +118,7 @@ class Calibration:
     query_scale: float
     item_scale: float
     item_offsets: FloatArray
+    offset_map: FloatArray
     residual_variance: float
 
 
@@ -181,9 +185,11 @@ def calibrate(
         np.float64, copy=False
     )
     item_offsets = np.zeros(scores.shape[1])
+    offset_map: FloatArray = np.zeros(0, dtype=np.float32)
     if item_embeddings is not None:
-        item_offsets = _offset_map(item_embeddings, counts, sums)
-    item_offsets += (sums - counts * item_offsets) / (counts + OFFSET_SHRINKAGE)
+        offset_map = _offset_map(item_embeddings, counts, sums)
+        item_offsets = (item_embeddings @ offset_map).astype(np.float64)
+    item_offsets += shrunken_mean(sums - counts * item_offsets, counts)
     residual -= item_offsets[scores.indices]
     residual_variance = float(np.mean(residual**2)) or 1.0
     query_scale, item_scale = 0.0, 1.0
@@ -196,12 +202,18 @@ def calibrate(
         query_scale,
         item_scale,
         item_offsets.astype(np.float32),
+        offset_map,
         residual_variance,
     )
 
 
-def _offset_map(embeddings: FloatArray, counts: Wide, sums: Wide) -> Wide:
-    """Item offsets as a linear map of the embeddings, its ridge penalty chosen on held-out items.
+def shrunken_mean(sums: Wide, counts: Wide) -> Wide:
+    """Mean residual of each item, drawn to 0 where it has few scores."""
+    return sums / (counts + OFFSET_SHRINKAGE)
+
+
+def _offset_map(embeddings: FloatArray, counts: Wide, sums: Wide) -> FloatArray:
+    """Map embeddings linearly to item offsets, the ridge penalty chosen on held-out items.
 
     Fits the mean residual ``sums / counts`` of each item with ``counts`` as weights.
     """
@@ -218,10 +230,10 @@ def _offset_map(embeddings: FloatArray, counts: Wide, sums: Wide) -> Wide:
         errors += (counts[held, None] * fitted**2 - 2 * sums[held, None] * fitted).sum(axis=0)
     best = int(np.argmin(errors))
     if errors[best] >= 0:  # no better than no map
-        return np.zeros(len(counts))
+        return np.zeros(embeddings.shape[1], dtype=np.float32)
     gram, right = normal[0][0] + normal[1][0], normal[0][1] + normal[1][1]
     weights = np.linalg.solve(gram + MAP_PENALTIES[best] * np.eye(len(gram)), right)
-    return np.asarray(unit * (embeddings @ weights.astype(np.float32)), dtype=np.float64)
+    return (unit * weights).astype(np.float32)
 
 
 def _normal_equations(

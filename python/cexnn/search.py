@@ -85,6 +85,8 @@ class Session:
         Items to open with, best first, -1 for none.
     standardize : bool
         Whether the model wants each query's scores at mean 0 and deviation 1.
+    n_searchable : int, optional
+        Items that the searcher can return; by default all.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Session:
         first: IdArray | None,
         standardize: bool,
         num_threads: int,
+        n_searchable: int | None = None,
     ) -> None:
         self._searcher, self._model, self._priors = searcher, model, priors
         self._openers = openers
@@ -108,7 +111,10 @@ class Session:
         self._first = first
         self._standardize = standardize
         self._num_threads = num_threads
-        n_queries, budget = len(priors), min(budget, n_items)
+        n_queries, budget = (
+            len(priors),
+            min(budget, n_items if n_searchable is None else n_searchable),
+        )
         rounds = min(rounds, budget)
         size, longer = divmod(budget, max(1, rounds))
         self._sizes = [size + (r < longer) for r in range(rounds)] if n_queries else []

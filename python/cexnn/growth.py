@@ -1,0 +1,93 @@
+"""New items in a built index, and items taken out of it, without a refit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from cexnn import _core
+from cexnn.als import stored_products
+from cexnn.checks import check_matrix
+from cexnn.learned import Learned
+from cexnn.prior import shrunken_mean
+from cexnn.score_csr import check_scores, stored_rows
+
+__all__ = ["with_items", "without_items"]
+
+FloatArray = NDArray[np.float32]
+
+
+def with_items(learned: Learned, embeddings: Any, scores: Any, num_threads: int) -> Learned:
+    """Place new items beside those learned; see `Index.add`."""
+    matrix, n_new = None, 0
+    if scores is not None:
+        if len(learned.query_factors) == 0:
+            raise ValueError("scores: expected None, the index was built without scores")
+        matrix = check_scores(scores, n_queries=len(learned.query_factors))
+        n_new = matrix.shape[1]
+    if embeddings is not None:
+        if learned.n_dims is None:
+            raise ValueError("item_embeddings: expected None, the index was built without any")
+        embeddings = check_matrix(
+            "item_embeddings",
+            embeddings,
+            rows=None if matrix is None else n_new,
+            cols=learned.n_dims,
+        )
+        n_new = len(embeddings)
+    elif matrix is None:
+        raise ValueError("item_embeddings: expected embeddings, scores or both, got None")
+    factors = np.zeros((n_new, learned.item_factors.shape[1]), dtype=np.float32)
+    offsets = np.zeros(n_new, dtype=np.float32)
+    if embeddings is not None:
+        factors = embeddings * np.float32(learned.item_scale)
+        if len(learned.offset_map):
+            offsets = embeddings @ learned.offset_map
+    if matrix is not None:
+        factors, offsets = _place(learned, factors, offsets, matrix, num_threads)
+    return replace(
+        learned,
+        item_factors=np.concatenate([learned.item_factors, factors]),
+        item_offsets=np.concatenate([learned.item_offsets, offsets]),
+    )
+
+
+def _place(
+    learned: Learned,
+    factors: FloatArray,
+    offsets: FloatArray,
+    scores: csr_array,
+    num_threads: int,
+) -> tuple[FloatArray, FloatArray]:
+    """Correct the places of new items by their scores."""
+    fits = stored_products(learned.query_factors, factors, scores)
+    residual = scores.data - np.float32(learned.model.offset) - offsets[scores.indices] - fits
+    counts = np.bincount(scores.indices, minlength=len(offsets)).astype(np.float64)
+    sums = np.bincount(scores.indices, weights=residual, minlength=len(offsets))
+    offsets = offsets + shrunken_mean(sums.astype(np.float64), counts).astype(np.float32)
+    y = scores.data - np.float32(learned.model.offset) - offsets[scores.indices]
+    by_item = np.lexsort((stored_rows(scores), scores.indices))
+    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    if not learned.factorised:
+        return factors, offsets
+    placed = _core.ridge(
+        indptr,
+        stored_rows(scores)[by_item],
+        y[by_item],
+        learned.query_factors,
+        factors,
+        learned.item_regularization,
+        num_threads,
+    )
+    return placed, offsets
+
+
+def without_items(learned: Learned, ids: NDArray[np.int32]) -> Learned:
+    """Take items out: their offset becomes minus infinity; see `Index.remove`."""
+    offsets = np.array(learned.item_offsets)
+    offsets[ids] = -np.inf
+    return replace(learned, item_offsets=offsets)

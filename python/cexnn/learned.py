@@ -1,0 +1,125 @@
+"""What an index is made of, and how it lies in a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn import storage
+from cexnn.prior import QueryModel
+from cexnn.storage import IndexFileError
+
+__all__ = ["Learned", "read", "write"]
+
+FloatArray = NDArray[np.float32]
+
+ARRAYS = ("item_factors", "item_offsets", "mean_query", "query_factors", "offset_map")
+NUMBERS = ("query_scale", "item_scale", "item_regularization")
+FLAGS = ("factorised", "in_score_units")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What an index is made of.
+
+    Attributes
+    ----------
+    item_factors : (n_items, n_factors) float32
+    item_offsets : (n_items,) float32
+        Minus infinity: the item was removed.
+    mean_query : (n_factors,) float32
+        Prior of a query without embedding.
+    query_factors : (n_queries, n_factors) float32
+        Of the training queries: what the scores of new items are explained by. No rows where
+        there were none.
+    offset_map : (n_dims,) float32
+        From an embedding to the item's offset; empty: no map.
+    query_scale, item_scale : float
+        ``u0 = query_scale * e_q``, ``v0 = item_scale * e_i``.
+    item_regularization : float
+        Of the ridge that places an item by its scores.
+    n_dims : int or None
+        Of the embeddings; None: built without.
+    factorised : bool
+        Whether the item factors are those of the factorisation, not the embeddings.
+    in_score_units : bool
+        Built with scores. Otherwise the model is one of standardised scores.
+    model : QueryModel
+    facts : dict
+        What was learned and from how much, as plain values.
+    """
+
+    item_factors: FloatArray
+    item_offsets: FloatArray
+    mean_query: FloatArray
+    query_factors: FloatArray
+    offset_map: FloatArray
+    query_scale: float
+    item_scale: float
+    item_regularization: float
+    n_dims: int | None
+    factorised: bool
+    in_score_units: bool
+    model: QueryModel
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def write(path: str | os.PathLike[str], learned: Learned) -> None:
+    """Write to one file, by `cexnn.storage`.
+
+    The arrays are those of `Learned`, by name; all else is JSON under the metadata key ``index``.
+    """
+    described = {
+        **{name: getattr(learned, name) for name in (*NUMBERS, *FLAGS, "n_dims", "facts")},
+        "model": asdict(learned.model),
+    }
+    arrays = {name: getattr(learned, name) for name in ARRAYS}
+    storage.write(path, arrays, {"index": json.dumps(described)})
+
+
+def read(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> Learned:
+    """Read what `write` wrote; shapes are checked, values are the checksums' business.
+
+    Raises
+    ------
+    IndexFileError
+        Not such a file, or one that disagrees with itself.
+    """
+    arrays, metadata = storage.read(path, mmap=mmap, verify=verify)
+    try:
+        return _together(arrays, json.loads(metadata["index"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise IndexFileError(f"{os.fspath(path)}: not an index of cexnn: {error}") from error
+
+
+def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Learned:
+    n_items, n_factors = arrays["item_factors"].shape
+    shapes = {
+        "item_factors": (n_items, n_factors),
+        "item_offsets": (n_items,),
+        "mean_query": (n_factors,),
+        "query_factors": (len(arrays["query_factors"]), n_factors),
+        "offset_map": (len(arrays["offset_map"]) and n_factors,),
+    }
+    for name, shape in shapes.items():
+        if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
+            raise ValueError(f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}")
+    numbers = {name: float(described[name]) for name in NUMBERS}
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError(f"{numbers} are not finite")
+    n_dims = described["n_dims"]
+    if n_dims is not None and n_dims != n_factors:
+        raise ValueError(f"n_dims is {n_dims}")
+    parts: dict[str, Any] = {
+        **{name: arrays[name] for name in ARRAYS},
+        **numbers,
+        **{name: bool(described[name]) for name in FLAGS},
+    }
+    model = QueryModel(**{name: float(value) for name, value in described["model"].items()})
+    return Learned(**parts, n_dims=n_dims, model=model, facts=dict(described["facts"]))

@@ -1,0 +1,146 @@
+"""New items in a built index, and items taken out of it."""
+
+import numpy as np
+import pytest
+from scipy.sparse import csr_array
+
+from cexnn import Index
+
+
+def options(world, **changes):
+    return {"k": 10, "budget": 60, "rounds": 6, "query_embeddings": world.queries, **changes}
+
+
+def shortened(world, n, **options):
+    return Index.build(
+        csr_array(world.scores)[:, :n],
+        item_embeddings=world.items[:n],
+        query_embeddings=world.train_queries,
+        **options,
+    )
+
+
+def late(world, n):
+    return csr_array(world.scores)[:, n:]
+
+
+def test_added_items_are_found_as_if_built_in(world, table_scorer):
+    whole = shortened(world, 400)
+    index = shortened(world, 320)
+    ids = index.add(world.items[320:], late(world, 320))
+    assert ids.tolist() == list(range(320, 400))
+    assert ids.dtype == np.int32
+    a = whole.search(table_scorer(world.table), range(world.n_queries), **options(world))
+    b = index.search(table_scorer(world.table), range(world.n_queries), **options(world))
+    assert (b.ids >= 320).any()
+    assert world.recall(b.ids, 10) == pytest.approx(world.recall(a.ids, 10), abs=0.05)
+
+
+def test_an_added_item_lands_where_its_scores_say():
+    rng = np.random.default_rng(0)
+    U, V = rng.normal(size=(80, 4)), rng.normal(size=(60, 4))
+    table = (U @ V.T).astype(np.float32)
+    index = Index.build(csr_array(table[:, :50]), n_factors=6, regularization=1e-3)
+    index.add(scores=csr_array(table[:, 50:]))
+    found = index.item_offsets + index._learned.query_factors @ index.item_factors.T
+    found += index.info()["query_model"]["offset"]
+    assert np.abs(found[:, 50:] - table[:, 50:]).max() < 0.3
+    assert np.abs(found[:, :50] - table[:, :50]).max() < 0.3
+
+
+def test_an_item_without_scores_goes_to_its_embedding(world):
+    index = shortened(world, 320)
+    before = index.item_factors.copy()
+    index.add(world.items[320:])
+    assert np.array_equal(index.item_factors[:320], before)
+    ratio = index.item_factors[320:] / world.items[320:]
+    assert np.allclose(ratio, ratio[0, 0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("update", ["calibrated", "least_squares"])
+def test_removed_items_are_never_found(world, table_scorer, update):
+    index = shortened(world, 400)
+    gone = world.exact[:, :3].ravel()
+    index.remove(gone)
+    index.remove(gone[:1])
+    assert index.n_removed == len(set(gone.tolist()))
+    assert index.n_items == 400
+    first = np.tile(np.unique(gone)[:5], (world.n_queries, 1))
+    for given in (None, first):
+        scorer = table_scorer(world.table)
+        result = index.search(
+            scorer,
+            range(world.n_queries),
+            **options(world, budget=1000, k=400, update=update, first=given),
+        )
+        assert not scorer.seen[:, gone].any()
+        assert result.n_calls.tolist() == [400 - index.n_removed] * world.n_queries
+
+
+def test_ids_of_others_never_change(world, table_scorer):
+    index = shortened(world, 300)
+    index.remove([5, 7])
+    assert index.add(world.items[300:310]).tolist() == list(range(300, 310))
+    index.remove([305])
+    result = index.search(
+        table_scorer(world.table), range(world.n_queries), **options(world, budget=1000, k=310)
+    )
+    expected = set(range(310)) - {5, 7, 305}
+    assert all(set(row[row >= 0].tolist()) == expected for row in result.ids)
+
+
+def test_a_search_under_way_keeps_its_items(world):
+    index = shortened(world, 300)
+    session = index.session(world.n_queries, **options(world))
+    rows, items = session.ask()
+    session.tell(world.table[rows, items])
+    index.remove(range(0, 300, 2))
+    index.add(world.items[300:])
+    while not session.done:
+        rows, items = session.ask()
+        session.tell(world.table[rows, items])
+    assert session.result().n_calls.tolist() == [60] * world.n_queries
+
+
+def test_everything_can_be_removed(world, table_scorer):
+    index = shortened(world, 50)
+    index.remove(range(50))
+    result = index.search(table_scorer(world.table), range(world.n_queries), **options(world))
+    assert (result.ids == -1).all()
+
+
+def test_a_grown_index_is_saved_and_loaded(world, table_scorer, tmp_path):
+    index = shortened(world, 320)
+    index.add(world.items[320:], late(world, 320))
+    index.remove([3, 330])
+    index.save(tmp_path / "grown")
+    loaded = Index.load(tmp_path / "grown", verify=True)
+    assert loaded.n_removed == 2
+    a = index.search(table_scorer(world.table), range(world.n_queries), **options(world))
+    b = loaded.search(table_scorer(world.table), range(world.n_queries), **options(world))
+    assert np.array_equal(a.ids, b.ids)
+    assert loaded.add(world.items[:1]).tolist() == [400]
+
+
+def test_bad_items_change_nothing(world):
+    index = shortened(world, 320)
+    plain = Index.build(item_embeddings=world.items)
+    from_scores = Index.build(world.scores)
+    for grown, name, arguments in (
+        (index, "item_embeddings", ()),
+        (index, "item_embeddings", (world.items[:, :3],)),
+        (index, "item_embeddings", (np.full((1, 12), np.nan, np.float32),)),
+        (index, "item_embeddings", (world.items[:2], late(world, 320))),
+        (index, "scores", (None, late(world, 320)[:5])),
+        (index, "scores", (None, np.ones((60, 2)))),
+        (plain, "scores", (world.items[320:], late(world, 320))),
+        (from_scores, "item_embeddings", (world.items,)),
+    ):
+        before = grown.n_items
+        with pytest.raises(ValueError, match=f"^{name}:"):
+            grown.add(*arguments)
+        assert grown.n_items == before
+    for ids in ([320], [-1], [0.5], [[1]], 3):
+        with pytest.raises(ValueError, match="^ids:"):
+            index.remove(ids)
+    assert index.n_removed == 0
