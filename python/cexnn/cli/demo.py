@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from cexnn.retriever import Hit, Retriever
 
 __all__ = ["demo", "run_demo"]
 
-N_SHOWN = 3  # questions answered when none is given
+SHOWN = [QUESTIONS[number] for number in (3, 5, 4)]  # answered when no question is given
 N_EXACT = 8  # questions of the table, at most
 KS, BUDGETS = (1, 10, 100), (50, 100, 200)
 WIDTH = 100  # characters of a line
@@ -52,6 +53,7 @@ def demo(
     how much of an exact search is found for how many calls. Nothing is fetched. The first run
     takes a minute or two; what it learned is kept in the user's cache folder.
     """
+    logging.getLogger("cexnn").setLevel(logging.ERROR)  # that items are cut is known here
     click.echo("reading the docstrings of the standard library, NumPy and SciPy", err=True)
     run_demo(
         load_items(), questions, k=k, budget=budget, cache=user_cache(), rebuild=rebuild,
@@ -65,11 +67,11 @@ def run_demo(
     *,
     k: int = 3,
     budget: int = 100,
-    cache: Path,
+    cache: Path | None,
     rebuild: bool = False,
     num_threads: int | None = None,
-    n_queries: int = 250,
-    per_query: int = 64,
+    n_queries: int = 200,
+    per_query: int = 50,
 ) -> None:
     """Do what ``cexnn demo`` does, on any items.
 
@@ -81,8 +83,8 @@ def run_demo(
         What to answer; if empty, some of the demo's own, with a table of recall.
     k, budget : int
         Hits and cross-encoder calls a question.
-    cache : Path
-        Folder in which the index is kept, if it can be.
+    cache : Path or None
+        Folder in which the index is kept, if it can be; None keeps nothing.
     rebuild : bool
         Whether to pass over what is there.
     num_threads : int, optional
@@ -96,7 +98,7 @@ def run_demo(
         num_threads=num_threads, say=_say,
     )  # fmt: skip
     retriever = stored.retriever(device="cpu", num_threads=num_threads)
-    for question in questions or QUESTIONS[:N_SHOWN]:
+    for question in questions or SHOWN:
         _answer(retriever, question, k, budget, num_threads)
     if not questions:
         _compare(stored, retriever, folder, rebuild, num_threads)
@@ -129,7 +131,7 @@ def _line(hit: Hit) -> str:
 def _compare(
     stored: IndexFolder,
     retriever: Retriever,
-    folder: Path,
+    folder: Path | None,
     rebuild: bool,
     num_threads: int | None,
 ) -> None:

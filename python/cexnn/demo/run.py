@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -33,20 +34,25 @@ MAX_LENGTH = 64  # tokens of a pair: what the items are cut for
 EXACT = "exact.npy"
 
 
-def user_cache() -> Path:
-    """Return the user's cache folder of cexnn: in ``XDG_CACHE_HOME``, or else in ``~/.cache``."""
+def user_cache() -> Path | None:
+    """Return the user's cache folder of cexnn: in ``XDG_CACHE_HOME``, or else in ``~/.cache``.
+
+    None for a user without a home.
+    """
     given = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(given) if os.path.isabs(given) else Path("~/.cache").expanduser()
-    return base / "cexnn"
+    base = given if os.path.isabs(given) else os.path.expanduser("~/.cache")
+    return Path(base, "cexnn") if os.path.isabs(base) else None
 
 
-def cache_folder(cache: Path, items: Sequence[Item], n_queries: int, per_query: int) -> Path:
+def cache_folder(
+    cache: Path | None, items: Sequence[Item], n_queries: int, per_query: int
+) -> Path | None:
     """Name the folder of an index after all that the index depends on.
 
     Parameters
     ----------
-    cache : Path
-        Where the folder is to be.
+    cache : Path or None
+        Where the folder is to be; None for nowhere.
     items : sequence of Item
         The items.
     n_queries, per_query : int
@@ -54,9 +60,11 @@ def cache_folder(cache: Path, items: Sequence[Item], n_queries: int, per_query: 
 
     Returns
     -------
-    Path
+    Path or None
         ``demo-`` and a hash of the items, the model, the sizes and the version of cexnn.
     """
+    if cache is None:
+        return None
     sizes = (version("cexnn"), n_queries, per_query, MAX_LENGTH)
     digest = hashlib.sha256(repr(sizes).encode())
     for name in ("model.onnx", "tokenizer.json"):
@@ -96,11 +104,12 @@ def open_index(
     -------
     IndexFolder
     """
-    if folder is not None and not rebuild and folder.is_dir():
+    if folder is not None and not rebuild:
         try:
-            return read_folder(folder, device="cpu")
+            if folder.is_dir():
+                return read_folder(folder, device="cpu")
         except (OSError, ValueError) as error:  # an IndexFileError is a ValueError
-            say(f"the cache is damaged and built again: {error}")
+            say(f"the cache cannot be used: {error}")
     built = _build(items, n_queries, per_query, num_threads, say)
     if folder is not None:
         try:
@@ -190,7 +199,7 @@ def exact_scores(
             rows[-1][ids[0]] = scores[0]
             bar.update(1)
     table = np.stack(rows)
-    if path is not None and path.parent.is_dir():
+    if path is not None:
         _keep(path, table, say)
     return table
 
@@ -214,8 +223,8 @@ def _keep(path: Path, table: FloatArray, say: Say) -> None:
         os.replace(scratch, path)
     except OSError as error:
         say(f"not kept for the next run: {error}")
-    finally:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def table_scorer(table: FloatArray) -> Scorer:
