@@ -1,0 +1,192 @@
+"""Texts in, texts out."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from cexnn.index import Index
+from cexnn.retriever import Hit, Retriever
+from cexnn.scorer import PairScorer, ScorerError
+
+N = 30
+TEXTS = [f"item {number}" for number in range(N)]
+IDS = [f"id-{number}" for number in range(N)]
+ANGLES = np.linspace(0, 3, N)
+
+
+def encoder(texts):
+    """Encode "item 7" or "query 7" as a direction."""
+    angles = ANGLES[[int(text.split()[1]) for text in texts]]
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def closeness(pairs):
+    numbers = [[int(text.split()[1]) for text in pair] for pair in pairs]
+    return [-abs(query - item) for query, item in numbers]
+
+
+@pytest.fixture(scope="module")
+def index():
+    return Index.build(item_embeddings=encoder(TEXTS))
+
+
+def make(index, **options):
+    options = {"encoder": encoder, "items": list(zip(IDS, TEXTS, strict=True))} | options
+    return Retriever(index, PairScorer(closeness, TEXTS), **options)
+
+
+def test_finds_the_nearest_with_ids_and_texts(index):
+    found = make(index).search(["query 4", "query 20"], k=2, budget=9, rounds=3)
+    assert found == [
+        [Hit("id-4", "item 4", 0.0), Hit("id-3", "item 3", -1.0)],
+        [Hit("id-20", "item 20", 0.0), Hit("id-19", "item 19", -1.0)],
+    ]
+    assert all(type(hit.score) is float for hits in found for hit in hits)
+
+
+@pytest.mark.parametrize(
+    ("items", "first_id", "text"),
+    [
+        (None, 4, None),
+        (TEXTS, 4, "item 4"),
+        ((pair for pair in zip(IDS, TEXTS, strict=True)), "id-4", "item 4"),
+        (
+            [SimpleNamespace(id=i, text=t) for i, t in zip(IDS, TEXTS, strict=True)],
+            "id-4",
+            "item 4",
+        ),
+    ],
+)
+def test_kinds_of_items(index, items, first_id, text):
+    [[hit]] = make(index, items=items).search(["query 4"], k=1, budget=9)
+    assert hit[:2] == (first_id, text)
+
+
+def test_agrees_with_the_index(index):
+    retriever = make(index)
+    asked = ["query 4", "query 20"]
+    result = retriever.search_rows(asked, 5, 12, rounds=4)
+    same = index.search(
+        PairScorer(closeness, TEXTS), asked, k=5, budget=12, rounds=4,
+        query_embeddings=encoder(asked),
+    )  # fmt: skip
+    np.testing.assert_array_equal(result.ids, same.ids)
+    np.testing.assert_array_equal(result.n_calls, [12, 12])
+    assert [hit.id for hit in retriever.hits(result)[0]] == [f"id-{row}" for row in same.ids[0]]
+
+
+def test_opens_with_ids_of_its_own(index):
+    seen = []
+
+    def scorer(queries, rows, items):
+        seen.extend(zip(rows.tolist(), items.tolist(), strict=True))
+        return np.zeros(len(rows), dtype=np.float32)
+
+    retriever = Retriever(index, scorer, encoder=encoder, items=zip(IDS, TEXTS, strict=True))
+    retriever.search(["query 4", "query 5"], k=1, budget=2, rounds=1, first=[["id-9", "id-29"], []])
+    assert {pair for pair in seen if pair[0] == 0} == {(0, 9), (0, 29)}
+    by_row = Retriever(index, scorer, encoder=encoder)
+    seen.clear()
+    by_row.search(["query 4"], k=1, budget=2, rounds=1, first=[[np.int64(9), 29]])
+    assert seen == [(0, 9), (0, 29)]
+
+
+def test_given_embeddings_replace_the_encoder(index):
+    def broken(texts):
+        raise AssertionError("not to be called")
+
+    retriever = make(index, encoder=broken)
+    [[hit]] = retriever.search(["query 4"], k=1, budget=9, query_embeddings=encoder(["query 4"]))
+    assert hit.id == "id-4"
+
+
+def test_fewer_hits_than_k_and_no_queries(index):
+    assert [len(hits) for hits in make(index).search(["query 4"], k=50, budget=7)] == [7]
+    assert make(index).search([], k=1) == []
+
+
+def test_a_failed_scorer_leaves_its_scores(index):
+    calls = []
+
+    def scorer(queries, rows, items):
+        calls.append(len(rows))
+        if len(calls) == 2:
+            raise OSError("gone")
+        return -np.abs(items - 4).astype(np.float32)
+
+    retriever = Retriever(index, scorer, encoder=encoder, items=zip(IDS, TEXTS, strict=True))
+    with pytest.raises(ScorerError, match="gone") as caught:
+        retriever.search(["query 4"], k=1, budget=8, rounds=2)
+    assert retriever.hits(caught.value.session.result())[0][0].id == "id-4"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"items": TEXTS[1:]}, "^items: expected 30, as in the index, got 29"),
+        ({"items": "text"}, "^items: expected a sequence of items, got str"),
+        ({"items": [("a", t) for t in TEXTS]}, "^items: expected distinct ids, items 0 and 1"),
+        ({"items": [*TEXTS[1:], 3]}, r"^items\[0\]: expected a text, an \(id, text\) pair"),
+        ({"items": [([], t) for t in TEXTS]}, r"^items\[0\]: expected a text, an"),
+        ({"encoder": 3}, "^encoder: expected a callable, got int"),
+    ],
+)
+def test_bad_parts_are_named(index, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(index, **options)
+
+
+def test_bad_index_and_scorer_are_named(index):
+    with pytest.raises(ValueError, match="^index: expected an Index, got str"):
+        Retriever("index", closeness)
+    with pytest.raises(ValueError, match="^scorer: expected a Scorer or a CrossEncoder, got int"):
+        Retriever(index, 3)
+    with pytest.raises(ValueError, match="^scorer: expected one of the index's 30 items, got one"):
+        Retriever(index, PairScorer(closeness, TEXTS[1:]))
+
+
+def test_an_encoder_without_embeddings_is_refused(world):
+    without = Index.build(world.scores, n_iterations=2)
+    with pytest.raises(ValueError, match="^encoder: expected None, the index was built without"):
+        Retriever(without, closeness, encoder=encoder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"texts": "query 4"}, "^texts: expected a sequence of texts, got str"),
+        ({"texts": ["query 4", 5]}, r"^texts\[1\]: expected a text, got int"),
+        ({"k": 0}, "^k: expected an integer of at least 1"),
+        ({"first": [["id-1"], []]}, "^first: expected ids for each of 1 queries, got 2"),
+        ({"first": [["nobody"]]}, r"^first\[0\]: expected ids of items, got 'nobody'"),
+        ({"first": ["id-1"]}, r"^first\[0\]: expected a sequence of ids, got 'id-1'"),
+        ({"first": [["id-1", "id-1"]]}, "^first: expected each item once a row"),
+        ({"query_embeddings": np.ones((1, 3), np.float32)}, "^query_embeddings: expected shape"),
+    ],
+)
+def test_bad_searches_are_named(index, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(index).search(**{"texts": ["query 4"]} | arguments)
+
+
+def test_a_bad_encoder_is_named(index):
+    retriever = make(index, encoder=lambda texts: np.ones((1, 3), np.float32))
+    with pytest.raises(ValueError, match=r"^encoder\(texts\): expected shape \(1, 2\), got"):
+        retriever.search(["query 4"])
+
+
+def test_a_cross_encoder_is_bound_to_the_items(index):
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'cexnn[cpu]'")
+    pytest.importorskip("tokenizers", reason="needs tokenizers: pip install 'cexnn[cpu]'")
+    from cexnn.cross_encoder import CrossEncoder
+    from cexnn.demo.run import MODEL
+
+    cross_encoder = CrossEncoder.from_pretrained(MODEL, max_length=64, device="cpu")
+    with pytest.raises(ValueError, match="^items: expected the items' texts for a CrossEncoder"):
+        Retriever(index, cross_encoder)
+    retriever = Retriever(index, cross_encoder, encoder=encoder, items=TEXTS)
+    [hits] = retriever.search(["query 4"], k=3, budget=N)
+    expected = cross_encoder.predict([("query 4", text) for text in TEXTS])
+    assert [hit.id for hit in hits] == np.argsort(-expected, kind="stable")[:3].tolist()
+    np.testing.assert_allclose([hit.score for hit in hits], np.sort(expected)[::-1][:3], atol=1e-4)
