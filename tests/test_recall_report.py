@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
+from cexnn.recall_plot import Curve, draw_curves
 from cexnn.recall_report import Report, ReportRow, report
 from cexnn.search import SearchResult
 
@@ -128,6 +129,22 @@ def test_plot_png(found, tmp_path):
     assert (tmp_path / "report.PNG").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("n_panels", [1, 3])
+@pytest.mark.parametrize("length", [3, 20, 90])
+@pytest.mark.parametrize("n_methods", [1, 9])
+def test_the_legend_fits_into_the_picture(n_panels, length, n_methods):
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    names = [f"{i}{'m' * (length - 1)}" for i in range(n_methods)]
+    curves = [Curve(name, [(50, 0.4, 0.3, 0.5), (100, 0.6, 0.5, 0.7)]) for name in names]
+    figure = draw_curves({f"recall@{k}": curves for k in range(n_panels)}, x_label="calls")
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0
+    assert legend.x1 <= figure.bbox.x1
+    assert legend.y0 >= 0
+    assert legend.y1 <= min(axes.get_window_extent().y0 for axes in figure.axes)
+
+
 def test_plot_of_a_search_that_spent_nothing(tmp_path):
     pytest.importorskip("matplotlib", reason="needs matplotlib")
     nothing = report({"a": lambda b: answers(-np.ones((4, 1)), [0] * 4)}, EXACT, ks=[1])
@@ -139,6 +156,7 @@ def test_a_plot_leaves_matplotlib_alone(found, tmp_path):
     pytest.importorskip("matplotlib", reason="needs matplotlib")
     code = f"""
 import sys
+from cexnn.recall_plot import Curve, draw_curves
 from cexnn.recall_report import Report, ReportRow
 assert "matplotlib" not in sys.modules
 Report(1, (ReportRow("a", 5, 1, 0.5, 0.4, 0.6, 5.0, 0.1),)).plot({str(tmp_path / "a.svg")!r})

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Curve", "plot_curves"]
+__all__ = ["Curve", "draw_curves", "plot_curves"]
 
 SUFFIXES = (".png", ".svg", ".pdf")
 # Okabe and Ito's palette, told apart by all common kinds of colour vision; without its yellow.
@@ -42,8 +42,7 @@ def plot_curves(
     Parameters
     ----------
     panels : mapping of str to sequence of Curve
-        By title, which is the label of the vertical axis, too. A curve's name has the same colour
-        and marker in every panel.
+        By title. A name has the same colour and marker in every panel.
     path : path
         Ends in ``.png``, ``.svg`` or ``.pdf``.
     x_label : str
@@ -61,16 +60,24 @@ def plot_curves(
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"path: expected a name that ends in {', '.join(SUFFIXES)}, got {path!s}")
+    figure = draw_curves(panels, x_label=x_label)
+    # Without a date, equal reports give pictures that differ in nothing that can be seen.
+    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    figure.savefig(path, format=suffix[1:], metadata=dates.get(suffix))
+
+
+def draw_curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str) -> Any:
+    """Return the figure that `plot_curves` saves, a Matplotlib ``Figure``."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("a plot needs Matplotlib: pip install 'cexnn[cpu]'") from error
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
-    n_columns = min(4, len(names))
-    n_lines = -(-len(names) // n_columns)
-    figure = Figure(
-        figsize=(max(5.0, 3.8 * len(panels)), 3.5 + 0.24 * n_lines), layout="constrained", dpi=150
-    )
+    column = 0.75 + 0.14 * max(map(len, names))  # inches of the legend: every letter an m
+    width = max(5.0, 3.8 * len(panels), column)
+    n_columns = min(len(names), int(width / column))
+    height = 3.5 + 0.24 * -(-len(names) // n_columns)
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
     all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
         _draw_panel(axes, title, curves, names)
@@ -84,9 +91,7 @@ def plot_curves(
         ncols=n_columns,
         frameon=False,
     )
-    # Without a date, equal reports give pictures that differ in nothing that can be seen.
-    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    figure.savefig(path, format=suffix[1:], metadata=dates.get(suffix))
+    return figure
 
 
 def _draw_panel(axes: Any, title: str, curves: Sequence[Curve], names: Sequence[str]) -> None:
