@@ -2,11 +2,16 @@
 
 from importlib.metadata import version
 
+from cexnn import baselines
 from cexnn.als import Factors, factorize
 from cexnn.cross_encoder import CrossEncoder
 from cexnn.device import cuda_available
+from cexnn.evaluate import exact, recall
 from cexnn.export import export_onnx
 from cexnn.index import Index
+from cexnn.lsa import LsaEncoder
+from cexnn.recall_report import Report, report
+from cexnn.retriever import Hit, Retriever
 from cexnn.score_matrix import sample_pairs, score_pairs
 from cexnn.scorer import PairScorer, Scorer, ScorerError
 from cexnn.search import SearchResult, Session
@@ -17,17 +22,25 @@ __version__ = version("cexnn")
 __all__ = [
     "CrossEncoder",
     "Factors",
+    "Hit",
     "Index",
     "IndexFileError",
+    "LsaEncoder",
     "PairScorer",
+    "Report",
+    "Retriever",
     "Scorer",
     "ScorerError",
     "SearchResult",
     "Session",
     "__version__",
+    "baselines",
     "cuda_available",
+    "exact",
     "export_onnx",
     "factorize",
+    "recall",
+    "report",
     "sample_pairs",
     "score_pairs",
 ]
