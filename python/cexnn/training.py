@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.device import resolve_device, resolve_num_threads
 from cexnn.index import Index
 from cexnn.lsa import LsaEncoder
 from cexnn.score_matrix import sample_pairs, score_pairs
@@ -137,6 +138,8 @@ def train_index(
     ------
     ValueError
         A bad argument, named.
+    RuntimeError
+        ``device="cuda"`` where it is not available.
     ScorerError
         The scorer failed; the checkpoint keeps what was scored.
 
@@ -152,6 +155,8 @@ def train_index(
     >>> index.n_items
     50
     """
+    resolve_device(device)  # before the scores are paid for
+    num_threads = resolve_num_threads(num_threads)
     n_items = len(item_embeddings)
     per_query = min(per_query, n_items)
     candidates = nearest_items(item_embeddings, query_embeddings, per_query)

@@ -49,7 +49,7 @@ main.add_command(evaluate)
 main.add_command(demo)
 
 
-@main.command()
+@main.command(short_help="Search an index for texts.")
 @click.argument("index", type=FOLDER)
 @click.argument("queries", type=TEXTS, default="-")
 @click.option(
@@ -155,7 +155,7 @@ def _entry(query: Text, n_calls: int, hits: Sequence[Hit], texts: bool) -> dict[
     return entry
 
 
-@main.command()
+@main.command(short_help="Export a PyTorch cross-encoder to ONNX.")
 @click.argument("model", type=FOLDER)
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 def export(model: Path, folder: Path) -> None:
@@ -171,7 +171,7 @@ def export(model: Path, folder: Path) -> None:
     )
 
 
-@main.command()
+@main.command(short_help="Tell what an index holds.")
 @click.argument("index", type=FOLDER)
 @click.option("--json", "as_json", is_flag=True, help="Write one JSON object.")
 def info(index: Path, as_json: bool) -> None:

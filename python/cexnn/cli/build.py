@@ -25,7 +25,7 @@ from cexnn.training import fit_encoder, train_index
 __all__ = ["build"]
 
 
-@click.command()
+@click.command(short_help="Build an index of texts for a cross-encoder.")
 @click.argument("items", type=TEXTS)
 @click.option(
     "--model",
@@ -88,7 +88,13 @@ __all__ = ["build"]
     type=click.IntRange(min=1),
     help="Tokens of a query at most.  [default: half of --max-length]",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Equal seeds give equal indexes.",
+)
 @device_option
 @threads_option
 def build(
@@ -114,6 +120,8 @@ def build(
         raise refuse("--queries: expected a file, the standard input holds the items")
     if not may_write(output):
         raise refuse(f"--output: {output} is there already and is no index folder of cexnn")
+    if not output.absolute().parent.is_dir():
+        raise refuse(f"--output: expected a path in a folder that exists, got {output}")
     item_texts, query_texts = read_text_file(items), read_text_file(queries)
     settings = Settings(_absolute(model), max_length, max_query_length)
     given = None

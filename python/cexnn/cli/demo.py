@@ -24,7 +24,7 @@ KS, BUDGETS = (1, 10, 100), (50, 100, 200)
 WIDTH = 100  # characters of a line
 
 
-@click.command()
+@click.command(short_help="Search the docstrings installed here, without a network.")
 @click.argument("questions", nargs=-1)
 @click.option(
     "-k",

@@ -31,7 +31,7 @@ FloatArray = NDArray[np.float32]
 OUTPUT = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command()
+@click.command(short_help="Measure an index against exact search.")
 @click.argument("index", type=FOLDER)
 @click.argument("queries", type=TEXTS)
 @click.option(
