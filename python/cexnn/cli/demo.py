@@ -19,7 +19,7 @@ from cexnn.retriever import Hit, Retriever
 __all__ = ["demo", "run_demo"]
 
 SHOWN = [QUESTIONS[number] for number in (3, 5, 4)]  # answered when no question is given
-N_EXACT = 8  # questions of the table, at most
+N_EXACT = 16  # questions of the table, at most
 KS, BUDGETS = (1, 10, 100), (50, 100, 200)
 WIDTH = 100  # characters of a line
 
