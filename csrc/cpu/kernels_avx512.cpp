@@ -1,3 +1,5 @@
+#include <immintrin.h>
+
 #include "kernels.hpp"
 
 #define CEXNN_ISA avx512

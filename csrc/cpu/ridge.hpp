@@ -74,15 +74,15 @@ class RidgeSolver {
              double regularization, float* out) {
     const std::int64_t n = ids.size;
     residual_.resize(static_cast<std::size_t>(n));
-    double largest = 0.0;
+    float largest = 0.0F;
     for (std::int64_t i = 0; i < n; ++i) {
       const float* v = factors_.row(ids[i]);
       const double fit = prior == nullptr ? 0.0 : k_.dot_wide(v, prior, d_);
       residual_[i] = static_cast<Real>(static_cast<double>(y[i]) - fit);
-      largest = std::max(largest, k_.dot_wide(v, v, d_));
+      largest = std::max(largest, k_.dot_f32(v, v, d_));
     }
     // All rows zero: any positive number will do, the solution is the prior.
-    const double floor = largest > 0.0 ? kRidgeFloor * largest : 1.0;
+    const double floor = largest > 0.0F ? kRidgeFloor * static_cast<double>(largest) : 1.0;
     const Real lambda = static_cast<Real>(std::max(regularization, floor));
     step_.assign(static_cast<std::size_t>(d_), Real(0));
     if (n < d_ ? !dual(ids, lambda) : !primal(ids, lambda)) return false;

@@ -37,8 +37,10 @@ class _Items:
         plain = (
             np.where(np.isneginf(offsets), offsets, np.float32(0)) if self.removed.size else None
         )
-        self.calibrated = _core.Searcher(factors, offsets)
         self.plain = _core.Searcher(factors, plain)
+        self.calibrated = self.plain
+        if np.where(np.isneginf(offsets), 0, offsets).any():
+            self.calibrated = _core.Searcher(factors, offsets)
 
 
 class Index:
@@ -308,7 +310,9 @@ class Index:
             opening = check_ids("first", first, rows=n_queries, n_items=self.n_items)
             opening[np.isin(opening, state.removed)] = -1
         model, calibrated = state.learned.model, update == "calibrated"
-        openers = [state.plain, state.calibrated] if calibrated else [state.plain]
+        openers = [state.plain]
+        if calibrated and state.calibrated is not state.plain:
+            openers.append(state.calibrated)
         return Session(
             openers[-1],
             openers,
