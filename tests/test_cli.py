@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from cexnn.cli.demo import run_demo
 from cexnn.demo.corpus import Item
 from cexnn.demo.run import MODEL
 from cexnn.index_folder import read_folder
-from cexnn.score_matrix import score_pairs
 
 VERBS = ["copy", "delete", "open", "sort", "compress", "search"]
 NOUNS = ["a file", "a list", "an array", "a folder", "a string", "a matrix", "an archive", "dates"]
@@ -279,7 +277,7 @@ def test_an_interrupted_build_scores_no_pair_again(files, tmp_path, monkeypatch)
         return score(self, queries, rows, items)
 
     monkeypatch.setattr(BoundCrossEncoder, "__call__", counted)
-    monkeypatch.setattr("cexnn.training.score_pairs", partial(score_pairs, chunk_size=64))
+    monkeypatch.setattr("cexnn.training.CHUNK_SIZE", 64)
     command = [
         "build", files / "items.tsv", "--model", MODEL, "--queries", files / "train.txt",
         "-o", tmp_path / "index", *BUILD_OPTIONS,

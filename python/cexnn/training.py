@@ -19,6 +19,8 @@ __all__ = ["fit_encoder", "nearest_items", "train_index"]
 
 FloatArray = NDArray[np.float32]
 
+CHUNK_SIZE = 1024  # pairs between two looks at the progress bar, and lost if interrupted
+
 
 def fit_encoder(texts: Sequence[str], *, n_dims: int = 128) -> LsaEncoder:
     """Fit a latent semantic analysis to texts, with fewer dimensions where there are few words.
@@ -169,7 +171,14 @@ def train_index(
         seed=seed,
     )
     scores = score_pairs(
-        scorer, queries, rows, items, n_items=n_items, checkpoint=checkpoint, progress=progress
+        scorer,
+        queries,
+        rows,
+        items,
+        n_items=n_items,
+        checkpoint=checkpoint,
+        progress=progress,
+        chunk_size=CHUNK_SIZE,
     )
     return Index.build(
         scores,
