@@ -184,6 +184,16 @@ def test_click_is_named_where_it_is_missing():
     assert "ImportError: the command line needs click: pip install 'cexnn[cpu]'" in done.stderr
 
 
+def test_export_names_what_it_needs(tmp_path):
+    program = "import sys; sys.modules['torch'] = None; from cexnn.cli import main; main()"
+    command = [sys.executable, "-c", program, "export", tmp_path, tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: export_onnx needs torch")
+    assert "pip install 'cexnn[torch]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_bad_texts_are_named(files, index, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "a"}\n{"text": 1}\n')
