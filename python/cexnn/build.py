@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cexnn.als import Factors, factorize
-from cexnn.checks import check_int, check_matrix
+from cexnn.als import Factors
+from cexnn.checks import check_choice, check_int, check_matrix
+from cexnn.item_factors import FORMS, FactorMaker
 from cexnn.learned import Learned
 from cexnn.prior import (
     Calibration,
     QueryModel,
-    calibrate,
     default_query_model,
     embedding_scales,
     fit_query_model,
@@ -36,6 +36,7 @@ UNSCORED_SLOPE = 0.4  # score deviations that one deviation of dot products is t
 
 @dataclass(frozen=True)
 class _Options:
+    item_factors: str
     n_factors: int | None
     regularization: float | tuple[float, float] | str
     n_iterations: int
@@ -50,6 +51,7 @@ def learn(
     *,
     item_embeddings: FloatArray | None,
     query_embeddings: FloatArray | None,
+    item_factors: str,
     n_factors: int | None,
     regularization: float | tuple[float, float] | str,
     n_iterations: int,
@@ -60,6 +62,7 @@ def learn(
 ) -> Learned:
     """Check the arguments of `Index.build` and learn what they allow; see there."""
     check_int("seed", seed, minimum=0)
+    check_choice("item_factors", item_factors, ("auto", *FORMS))
     items, queries, matrix = item_embeddings, query_embeddings, None
     if items is not None:
         items = check_matrix("item_embeddings", items)
@@ -76,7 +79,18 @@ def learn(
     if queries is not None and items is not None:
         n_queries = None if matrix is None else matrix.shape[0]
         queries = check_matrix("query_embeddings", queries, rows=n_queries, cols=items.shape[1])
-    options = _Options(n_factors, regularization, n_iterations, seed, num_threads, device, progress)
+    possible = FORMS if items is not None else ("transductive",)
+    if matrix is None:
+        possible = ("embeddings",)
+    if item_factors not in ("auto", *possible):
+        given = "scores" if items is None else "embeddings" if matrix is None else "both"
+        raise ValueError(
+            f"item_factors: expected 'auto' or one of {possible} from {given} alone, "
+            f"got {item_factors!r}"
+        )
+    options = _Options(
+        item_factors, n_factors, regularization, n_iterations, seed, num_threads, device, progress
+    )
     if matrix is not None:
         return _from_scores(matrix, queries, items, options)
     if items is None:
@@ -103,6 +117,7 @@ def _from_embeddings(
         mean_query=np.zeros(items.shape[1], dtype=np.float32),
         query_factors=np.zeros((0, items.shape[1]), dtype=np.float32),
         offset_map=np.zeros(0, dtype=np.float32),
+        factor_map=_no_map(items),
         query_scale=query_scale,
         item_scale=item_scale,
         item_regularization=0.0,
@@ -120,102 +135,92 @@ def _from_scores(
     rng = np.random.default_rng(options.seed)
     used = np.flatnonzero(np.diff(scores.indptr))
     fit, held = used, used
+    wanted = options.item_factors
     if len(used) >= LEAST_QUERIES:
         n_held = min(HELD_OUT_QUERIES, len(used) // 5)
         shuffled = rng.permutation(used)
         fit, held = np.sort(shuffled[n_held:]), np.sort(shuffled[:n_held])
-    regularization, model, factorised = _choose(scores, queries, items, fit, held, rng, options)
-    calibration = calibrate(scores, queries, items)
-    factors = _factorise(scores, queries, items, calibration, regularization, options)
-    found = factors.items if factorised or items is None else _prior(items, calibration.item_scale)
-    assert found is not None
-    mean_query = factors.queries[used].mean(axis=0, dtype=np.float64).astype(np.float32)
+    elif wanted == "auto" and items is not None:
+        wanted = "embeddings"  # with no query to judge by, what has the least to learn
+    trial = _maker(take_rows(scores, fit), _rows(queries, fit), items, options)
+    chosen, model = _choose(trial, scores, queries, held, wanted, rng)
+    final = _maker(scores, queries, items, replace(options, regularization=trial.regularization))
+    factors = final.make(chosen)
+    calibration = final.calibration
     return Learned(
-        item_factors=found,
+        item_factors=factors.items,
         item_offsets=calibration.item_offsets,
-        mean_query=mean_query,
+        mean_query=factors.queries[used].mean(axis=0, dtype=np.float64).astype(np.float32),
         query_factors=factors.queries,
         offset_map=calibration.offset_map,
+        factor_map=final.factor_map() if chosen != "embeddings" else _no_map(factors.items),
         query_scale=calibration.query_scale,
         item_scale=calibration.item_scale,
-        item_regularization=factors.regularization[1],
+        item_regularization=final.regularization[1],
         n_dims=None if items is None else items.shape[1],
-        factorised=factorised or items is None,
+        factorised=chosen in ("transductive", "joined"),
         in_score_units=True,
-        model=QueryModel(**{**vars(model), "offset": calibration.offset}),
+        model=replace(model, offset=calibration.offset),
         facts={
             "n_training_scores": len(scores.data),
             "n_training_queries": len(used),
             "n_held_out_queries": len(held) if len(used) >= LEAST_QUERIES else 0,
-            "item_factors": "factorised" if factorised else "embeddings",
-            "regularization": list(factors.regularization),
+            "item_factors": chosen,
+            "regularization": list(final.regularization),
             "slope": calibration.slope,
             "residual_variance": calibration.residual_variance,
         },
     )
 
 
-def _choose(
-    scores: csr_array,
-    queries: FloatArray | None,
-    items: FloatArray | None,
-    fit: NDArray[np.int64],
-    held: NDArray[np.int64],
-    rng: np.random.Generator,
-    options: _Options,
-) -> tuple[tuple[float, float], QueryModel, bool]:
-    """Regularisation, variances and whether to factorise, judged on held-out queries."""
-    part = take_rows(scores, fit)
-    part_queries = None if queries is None else np.ascontiguousarray(queries[fit])
-    calibration = calibrate(part, part_queries, items)
-    factors = _factorise(part, part_queries, items, calibration, options.regularization, options)
-    mean_query = factors.queries.mean(axis=0, dtype=np.float64).astype(np.float32)
-    candidates = [(True, factors.items)]
-    if items is not None:
-        prior = _prior(items, calibration.item_scale)
-        assert prior is not None
-        candidates.append((False, prior))
-    chosen, least = None, math.inf
-    for factorised, item_factors in candidates:
-        start = default_query_model(
-            calibration.residual_variance, mean_square_norm(item_factors), calibration.offset
-        )
-        systems = _systems(scores, queries, held, calibration, item_factors, mean_query)
-        model, loss = fit_query_model(start, systems, rng)
-        if chosen is None or loss < least:
-            chosen, least = (factors.regularization, model, factorised), loss
-    assert chosen is not None
-    return chosen
-
-
-def _prior(embeddings: FloatArray | None, scale: float) -> FloatArray | None:
-    return None if embeddings is None else embeddings * np.float32(scale)
-
-
-def _factorise(
-    scores: csr_array,
-    queries: FloatArray | None,
-    items: FloatArray | None,
-    calibration: Calibration,
-    regularization: float | tuple[float, float] | str,
-    options: _Options,
-) -> Factors:
-    residual = check_scores(scores)
-    residual.data = (
-        scores.data - np.float32(calibration.offset) - calibration.item_offsets[scores.indices]
-    )
-    return factorize(
-        residual,
-        options.n_factors,
-        query_prior=_prior(queries, calibration.query_scale),
-        item_prior=_prior(items, calibration.item_scale),
-        regularization=regularization,
+def _maker(
+    scores: csr_array, queries: FloatArray | None, items: FloatArray | None, options: _Options
+) -> FactorMaker:
+    return FactorMaker(
+        scores,
+        queries,
+        items,
+        n_factors=options.n_factors,
+        regularization=options.regularization,
         n_iterations=options.n_iterations,
         seed=options.seed,
-        device=options.device,
         num_threads=options.num_threads,
+        device=options.device,
         progress=options.progress,
     )
+
+
+def _rows(queries: FloatArray | None, picked: NDArray[np.int64]) -> FloatArray | None:
+    return None if queries is None else np.ascontiguousarray(queries[picked])
+
+
+def _no_map(factors: FloatArray) -> FloatArray:
+    return np.zeros((0, factors.shape[1]), dtype=np.float32)
+
+
+def _choose(
+    trial: FactorMaker,
+    scores: csr_array,
+    queries: FloatArray | None,
+    held: NDArray[np.int64],
+    wanted: str,
+    rng: np.random.Generator,
+) -> tuple[str, QueryModel]:
+    """Choose the form of the item factors, and its variances, by held-out queries."""
+    chosen, least = None, math.inf
+    for form in trial.forms() if wanted == "auto" else (wanted,):
+        factors = trial.make(form)
+        start = default_query_model(
+            trial.calibration.residual_variance,
+            mean_square_norm(factors.items),
+            trial.calibration.offset,
+        )
+        systems = _systems(scores, queries, held, trial.calibration, factors)
+        model, loss = fit_query_model(start, systems, rng)
+        if chosen is None or loss < least:
+            chosen, least = (form, model), loss
+    assert chosen is not None
+    return chosen
 
 
 def _systems(
@@ -223,17 +228,17 @@ def _systems(
     queries: FloatArray | None,
     held: NDArray[np.int64],
     calibration: Calibration,
-    item_factors: FloatArray,
-    mean_query: FloatArray,
+    factors: Factors,
 ) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
     """Of each held-out query: the factors of its items, the prior's fit, and the residuals."""
+    mean_query = factors.queries.mean(axis=0, dtype=np.float64).astype(np.float32)
     for row in held:
         part = slice(scores.indptr[row], scores.indptr[row + 1])
         ids = scores.indices[part]
         u0 = mean_query
         if queries is not None:
             u0 = queries[row] * np.float32(calibration.query_scale)
-        factors = item_factors[ids]
-        fits = factors @ u0
+        found = factors.items[ids]
+        fits = found @ u0
         expected = np.float32(calibration.offset) + calibration.item_offsets[ids] + fits
-        yield factors, fits, scores.data[part] - expected
+        yield found, fits, scores.data[part] - expected

@@ -45,6 +45,8 @@ def with_items(learned: Learned, embeddings: Any, scores: Any, num_threads: int)
     offsets = np.zeros(n_new, dtype=np.float32)
     if embeddings is not None:
         factors = embeddings * np.float32(learned.item_scale)
+        if len(learned.factor_map):
+            factors = embeddings @ learned.factor_map
         if len(learned.offset_map):
             offsets = embeddings @ learned.offset_map
     if matrix is not None:

@@ -61,6 +61,7 @@ class Index:
         *,
         item_embeddings: FloatArray | None = None,
         query_embeddings: FloatArray | None = None,
+        item_factors: str = "auto",
         n_factors: int | None = None,
         regularization: float | tuple[float, float] | str = "auto",
         n_iterations: int = 10,
@@ -74,8 +75,8 @@ class Index:
         With scores alone, they are factorised from scratch. With embeddings alone, the search
         runs in the dual encoder's space as it is. With both, offset, slope and item offsets bring
         the embeddings into cross-encoder units, and the factorisation starts from them and is
-        drawn towards them; it is kept if it predicts held-out queries better. The variances of
-        the search's model are fitted on held-out queries.
+        drawn towards them. The form of the item factors and the variances of the search's model
+        are those that predict held-out queries best.
 
         Parameters
         ----------
@@ -85,6 +86,11 @@ class Index:
             Of a dual encoder, of any scale.
         query_embeddings : (n_queries, n_dims) float, optional
             Of the training queries, the rows of ``scores``.
+        item_factors : {"auto", "embeddings", "transductive", "inductive", "joined"}
+            With scores and embeddings: the embeddings in cross-encoder units; the factorisation
+            drawn to them, where an item never scored stays in its place; a linear map of the
+            embeddings, learned from it; the factorisation drawn to that map. ``"auto"`` takes
+            the one that predicts held-out queries best, with fewer than ten queries the first.
         n_factors : int, optional
             Of a factorisation from scratch; by default 64, or the smaller side of the scores.
             With embeddings it is their number of dimensions.
@@ -123,6 +129,7 @@ class Index:
             scores,
             item_embeddings=item_embeddings,
             query_embeddings=query_embeddings,
+            item_factors=item_factors,
             n_factors=n_factors,
             regularization=regularization,
             n_iterations=n_iterations,

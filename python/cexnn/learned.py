@@ -19,7 +19,14 @@ __all__ = ["Learned", "read", "write"]
 
 FloatArray = NDArray[np.float32]
 
-ARRAYS = ("item_factors", "item_offsets", "mean_query", "query_factors", "offset_map")
+ARRAYS = (
+    "item_factors",
+    "item_offsets",
+    "mean_query",
+    "query_factors",
+    "offset_map",
+    "factor_map",
+)
 NUMBERS = ("query_scale", "item_scale", "item_regularization")
 FLAGS = ("factorised", "in_score_units")
 
@@ -40,6 +47,8 @@ class Learned:
         there were none.
     offset_map : (n_dims,) float32
         From an embedding to the item's offset; empty: no map.
+    factor_map : (n_dims, n_factors) float32
+        From an embedding to the item's factors; no rows: ``v0 = item_scale * e_i``.
     query_scale, item_scale : float
         ``u0 = query_scale * e_q``, ``v0 = item_scale * e_i``.
     item_regularization : float
@@ -47,7 +56,7 @@ class Learned:
     n_dims : int or None
         Of the embeddings; None: built without.
     factorised : bool
-        Whether the item factors are those of the factorisation, not the embeddings.
+        Whether an item's own scores moved its factors.
     in_score_units : bool
         Built with scores. Otherwise the model is one of standardised scores.
     model : QueryModel
@@ -60,6 +69,7 @@ class Learned:
     mean_query: FloatArray
     query_factors: FloatArray
     offset_map: FloatArray
+    factor_map: FloatArray
     query_scale: float
     item_scale: float
     item_regularization: float
@@ -106,6 +116,7 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
         "mean_query": (n_factors,),
         "query_factors": (len(arrays["query_factors"]), n_factors),
         "offset_map": (len(arrays["offset_map"]) and n_factors,),
+        "factor_map": (len(arrays["factor_map"]) and n_factors, n_factors),
     }
     for name, shape in shapes.items():
         if arrays[name].dtype != np.float32 or arrays[name].shape != shape:

@@ -19,14 +19,21 @@ from scipy.sparse import csr_array
 from cexnn import _core
 from cexnn.als import stored_products
 
-__all__ = ["Calibration", "QueryModel", "calibrate", "embedding_scales", "fit_query_model"]
+__all__ = [
+    "Calibration",
+    "QueryModel",
+    "calibrate",
+    "embedding_map",
+    "embedding_scales",
+    "fit_query_model",
+]
 
 FloatArray = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
 OFFSET_SHRINKAGE = 5.0  # scores; an item's own mean counts as much as the rest when it has as many
 SLOPE_SHRINKAGE = 10.0  # scores
-MAP_PENALTIES = 10.0 ** np.arange(-1, 5)  # of the map from embeddings to item offsets
+MAP_PENALTIES = 10.0 ** np.arange(-1, 5)  # of maps from embeddings of unit size
 LEAST_SLOPE = 0.1  # residual deviations that a unit of dot product is worth, at least, in V
 MAX_MODEL_SCORES = 128  # of one query, to fit the variances
 
@@ -187,7 +194,7 @@ def calibrate(
     item_offsets = np.zeros(scores.shape[1])
     offset_map: FloatArray = np.zeros(0, dtype=np.float32)
     if item_embeddings is not None:
-        offset_map = _offset_map(item_embeddings, counts, sums)
+        offset_map = embedding_map(item_embeddings, counts, sums[:, None])[:, 0]
         item_offsets = (item_embeddings @ offset_map).astype(np.float64)
     item_offsets += shrunken_mean(sums - counts * item_offsets, counts)
     residual -= item_offsets[scores.indices]
@@ -212,26 +219,42 @@ def shrunken_mean(sums: Wide, counts: Wide) -> Wide:
     return sums / (counts + OFFSET_SHRINKAGE)
 
 
-def _offset_map(embeddings: FloatArray, counts: Wide, sums: Wide) -> FloatArray:
-    """Map embeddings linearly to item offsets, the ridge penalty chosen on held-out items.
+def embedding_map(embeddings: FloatArray, counts: Wide, sums: Wide) -> FloatArray:
+    """Map embeddings linearly to what was observed of the items, by ridge regression.
 
-    Fits the mean residual ``sums / counts`` of each item with ``counts`` as weights.
+    Minimises ``sum_i counts_i |sums_i / counts_i - e_i W|^2 + penalty |W|^2`` over the items with
+    observations, the penalty chosen on held-out items.
+
+    Parameters
+    ----------
+    embeddings : (n_items, n_dims) float32
+    counts : (n_items,) float64
+        Observations of each item: their weight.
+    sums : (n_items, t) float64
+        Sums of the observed vectors.
+
+    Returns
+    -------
+    (n_dims, t) float32
+        Zero where no map predicts held-out items better.
     """
     scored = np.flatnonzero(counts)
     unit = 1.0 / math.sqrt(mean_square_norm(embeddings))
-    halves = (scored[::2], scored[1::2])
-    normal = [_normal_equations(embeddings, half, counts, sums, unit) for half in halves]
+    halves = [
+        _normal_equations(embeddings, half, counts, sums, unit)
+        for half in (scored[::2], scored[1::2])
+    ]
     errors = np.zeros(len(MAP_PENALTIES))
-    for (gram, right), held in zip(normal, halves[::-1], strict=True):
+    for (gram, right), (held_gram, held_right) in (halves, halves[::-1]):
         values, vectors = np.linalg.eigh(gram)
         turned = vectors.T @ right
-        maps = vectors @ (turned[:, None] / (np.maximum(values, 0)[:, None] + MAP_PENALTIES))
-        fitted = unit * (embeddings[held] @ maps)
-        errors += (counts[held, None] * fitted**2 - 2 * sums[held, None] * fitted).sum(axis=0)
+        for at, penalty in enumerate(MAP_PENALTIES):
+            found = vectors @ (turned / (np.maximum(values, 0) + penalty)[:, None])
+            errors[at] += float((found * (held_gram @ found - 2 * held_right)).sum())
     best = int(np.argmin(errors))
     if errors[best] >= 0:  # no better than no map
-        return np.zeros(embeddings.shape[1], dtype=np.float32)
-    gram, right = normal[0][0] + normal[1][0], normal[0][1] + normal[1][1]
+        return np.zeros((embeddings.shape[1], sums.shape[1]), dtype=np.float32)
+    gram, right = halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
     weights = np.linalg.solve(gram + MAP_PENALTIES[best] * np.eye(len(gram)), right)
     return (unit * weights).astype(np.float32)
 
@@ -240,7 +263,7 @@ def _normal_equations(
     embeddings: FloatArray, items: NDArray[np.int64], counts: Wide, sums: Wide, unit: float
 ) -> tuple[Wide, Wide]:
     n_dims = embeddings.shape[1]
-    gram, right = np.zeros((n_dims, n_dims)), np.zeros(n_dims)
+    gram, right = np.zeros((n_dims, n_dims)), np.zeros((n_dims, sums.shape[1]))
     for start in range(0, len(items), 16384):
         part = items[start : start + 16384]
         rows = unit * embeddings[part].astype(np.float64)

@@ -1,0 +1,133 @@
+"""Item factors from scores and embeddings: embeddings, transductive, inductive, joined."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from cexnn.als import Factors, factorize
+from cexnn.prior import Calibration, calibrate, embedding_map
+from cexnn.score_csr import check_scores
+
+__all__ = ["FORMS", "FactorMaker"]
+
+FloatArray = NDArray[np.float32]
+
+FORMS = ("embeddings", "transductive", "inductive", "joined")
+
+
+class FactorMaker:
+    """Makes item factors of each form from the same scores; what they share is made once.
+
+    - ``"embeddings"``: the dual encoder's space, in cross-encoder units.
+    - ``"transductive"``: the factorisation that starts from it and is drawn to it. An item that
+      was never scored stays where it was.
+    - ``"inductive"``: a linear map of the embeddings that reproduces the factorisation on the
+      scored items, applied to all.
+    - ``"joined"``: the factorisation drawn to the inductive factors.
+
+    Parameters are those of `Index.build`; without item embeddings the only form is the
+    transductive one.
+
+    References
+    ----------
+    Yadav et al., ICLR 2024, section 3.2, for the transductive and the inductive form (there a
+    gated network, by gradient descent).
+    """
+
+    def __init__(
+        self,
+        scores: csr_array,
+        queries: FloatArray | None,
+        items: FloatArray | None,
+        *,
+        n_factors: int | None,
+        regularization: float | tuple[float, float] | str,
+        n_iterations: int,
+        seed: int,
+        num_threads: int,
+        device: str,
+        progress: bool,
+    ) -> None:
+        self._scores, self._queries, self._items = scores, queries, items
+        self._n_factors, self._regularization = n_factors, regularization
+        self._n_iterations, self._seed = n_iterations, seed
+        self._num_threads, self._device, self._progress = num_threads, device, progress
+        self.calibration: Calibration = calibrate(scores, queries, items)
+
+    def forms(self) -> tuple[str, ...]:
+        """Forms that can be made."""
+        return FORMS if self._items is not None else ("transductive",)
+
+    @property
+    def regularization(self) -> tuple[float, float]:
+        """What the factorisation uses for queries and for items."""
+        return self._transductive.regularization
+
+    def make(self, form: str) -> Factors:
+        """Return query and item factors of one form; the queries' are those of a factorisation."""
+        factors = self._transductive
+        if self._items is None or form == "transductive":
+            return factors
+        if form == "joined":
+            return self._factorise(self._inductive, factors.regularization)
+        items = self._inductive if form == "inductive" else self._prior
+        return Factors(factors.queries, items, factors.regularization, factors.objective)
+
+    def factor_map(self) -> FloatArray:
+        """Map from an item's embedding to its factors, (n_dims, n_factors); no rows without."""
+        if self._items is None:
+            return np.zeros((0, self._transductive.items.shape[1]), dtype=np.float32)
+        unit = np.eye(self._items.shape[1], dtype=np.float32)
+        return self._correction + np.float32(self.calibration.item_scale) * unit
+
+    @cached_property
+    def _transductive(self) -> Factors:
+        return self._factorise(None if self._items is None else self._prior, self._regularization)
+
+    @property
+    def _prior(self) -> FloatArray:
+        assert self._items is not None
+        return self._items * np.float32(self.calibration.item_scale)
+
+    @cached_property
+    def _correction(self) -> FloatArray:
+        """Map from embeddings to what the factorisation changed of the scored items."""
+        assert self._items is not None
+        counts = np.bincount(self._scores.indices, minlength=len(self._items)).astype(np.float64)
+        change = (self._transductive.items - self._prior).astype(np.float64)
+        return embedding_map(self._items, counts, counts[:, None] * change)
+
+    @cached_property
+    def _inductive(self) -> FloatArray:
+        assert self._items is not None
+        return self._prior + self._items @ self._correction
+
+    def _factorise(
+        self, item_prior: FloatArray | None, regularization: float | tuple[float, float] | str
+    ) -> Factors:
+        calibration = self.calibration
+        residual = check_scores(self._scores)
+        residual.data = (
+            self._scores.data
+            - np.float32(calibration.offset)
+            - calibration.item_offsets[self._scores.indices]
+        )
+        prior = None
+        if self._queries is not None:
+            prior = self._queries * np.float32(calibration.query_scale)
+        return factorize(
+            residual,
+            self._n_factors,
+            query_prior=prior,
+            item_prior=item_prior,
+            regularization=regularization,
+            n_iterations=self._n_iterations,
+            seed=self._seed,
+            device=self._device,
+            num_threads=self._num_threads,
+            progress=self._progress,
+        )
