@@ -5,6 +5,9 @@
 
 namespace cexnn::cpu {
 
+// Floats that a row of a matrix to be factorised is padded to: the widest vector.
+constexpr std::int64_t kRowPadding = 16;
+
 // Every dot product of one kind is accumulated in the same order whatever the shape it is part of,
 // so that a batch gives what its queries give one by one.
 struct Kernels {
@@ -13,6 +16,10 @@ struct Kernels {
   // out[q * stride + i] = queries[q] . items[i]; rows of d floats, contiguous.
   void (*dots)(const float* items, std::int64_t n_items, const float* queries,
                std::int64_t n_queries, std::int64_t d, float* out, std::int64_t stride);
+  // Lower Cholesky factor in place, false if a pivot is not above pivot_floor times its diagonal
+  // element; what lies above the diagonal is neither read nor kept. stride is a multiple of
+  // kRowPadding, at least n.
+  bool (*cholesky_f32)(float* a, std::int64_t n, std::int64_t stride, float pivot_floor);
   float (*dot_f32)(const float* a, const float* b, std::int64_t n);
   double (*dot_f64)(const double* a, const double* b, std::int64_t n);
   double (*dot_wide)(const float* a, const float* b, std::int64_t n);       // accumulated in double

@@ -28,6 +28,10 @@ inline void axpy(const Kernels& k, double alpha, const double* x, double* y, std
   k.axpy_f64(alpha, x, y, n);
 }
 
+// A pivot below this share of its diagonal element is noise.
+template <typename Real>
+constexpr Real kPivotFloor = sizeof(Real) == sizeof(float) ? Real(1e-4) : Real(1e-14);
+
 // Row i of the Cholesky factor, in place: `row` holds A[i, 0..i] and gets L[i, 0..i]; previous(j)
 // points to the finished row j. i^2 flops. False if A is not positive definite to working
 // precision.
@@ -39,8 +43,7 @@ bool cholesky_row(const Kernels& k, const Previous& previous, std::int64_t i, Re
   }
   const Real diagonal = row[i];
   const Real pivot = diagonal - dot(k, row, row, i);
-  constexpr Real kPivotFloor = sizeof(Real) == sizeof(float) ? Real(1e-4) : Real(1e-14);
-  if (!(pivot > kPivotFloor * diagonal)) return false;
+  if (!(pivot > kPivotFloor<Real> * diagonal)) return false;
   row[i] = std::sqrt(pivot);
   return true;
 }
@@ -97,10 +100,11 @@ class RidgeSolver {
   bool dual(VectorView<const std::int32_t> ids, Real lambda) {
     const std::int64_t n = ids.size;
     gather(ids);
-    gram_.resize(static_cast<std::size_t>(n * n));
-    lower_gram(rows_.data(), n, d_, gram_.data());
-    if (!factorise(n, lambda)) return false;
-    const auto row = [this, n](std::int64_t i) { return gram_.data() + i * n; };
+    const std::int64_t stride = padded(n);
+    gram_.resize(static_cast<std::size_t>(n * stride));
+    lower_gram(rows_.data(), n, d_, gram_.data(), stride);
+    if (!factorise(n, stride, lambda)) return false;
+    const auto row = [this, stride](std::int64_t i) { return gram_.data() + i * stride; };
     solve_lower(k_, row, n, residual_.data());
     solve_upper(k_, row, n, residual_.data());
     for (std::int64_t i = 0; i < n; ++i)
@@ -109,30 +113,40 @@ class RidgeSolver {
   }
 
   bool primal(VectorView<const std::int32_t> ids, Real lambda) {
-    gram_.assign(static_cast<std::size_t>(d_ * d_), Real(0));
+    const std::int64_t stride = padded(d_);
+    gram_.assign(static_cast<std::size_t>(d_ * stride), Real(0));
     part_.resize(gram_.size());
     for (std::int64_t begin = 0; begin < ids.size; begin += kChunk) {
       const std::int64_t n = std::min(kChunk, ids.size - begin);
       gather_transposed({ids.data + begin, n});
-      lower_gram(rows_.data(), d_, n, part_.data());
+      lower_gram(rows_.data(), d_, n, part_.data(), stride);
       for (std::int64_t j = 0; j < d_; ++j) {
-        axpy(k_, Real(1), part_.data() + j * d_, gram_.data() + j * d_, j + 1);
+        axpy(k_, Real(1), part_.data() + j * stride, gram_.data() + j * stride, j + 1);
         step_[j] += dot(k_, rows_.data() + j * n, residual_.data() + begin, n);
       }
     }
-    if (!factorise(d_, lambda)) return false;
-    const auto row = [this](std::int64_t i) { return gram_.data() + i * d_; };
+    if (!factorise(d_, stride, lambda)) return false;
+    const auto row = [this, stride](std::int64_t i) { return gram_.data() + i * stride; };
     solve_lower(k_, row, d_, step_.data());
     solve_upper(k_, row, d_, step_.data());
     return true;
   }
 
-  bool factorise(std::int64_t n, Real lambda) {
-    const auto row = [this, n](std::int64_t i) { return gram_.data() + i * n; };
-    for (std::int64_t i = 0; i < n; ++i) {
-      row(i)[i] += lambda;
+  static std::int64_t padded(std::int64_t n) {
+    return (n + kRowPadding - 1) / kRowPadding * kRowPadding;
+  }
+
+  bool factorise(std::int64_t n, std::int64_t stride, Real lambda) {
+    for (std::int64_t i = 0; i < n; ++i) gram_[i * stride + i] += lambda;
+    return cholesky(gram_.data(), n, stride);
+  }
+  bool cholesky(float* a, std::int64_t n, std::int64_t stride) const {
+    return k_.cholesky_f32(a, n, stride, kPivotFloor<float>);
+  }
+  bool cholesky(double* a, std::int64_t n, std::int64_t stride) const {
+    const auto row = [a, stride](std::int64_t i) { return a + i * stride; };
+    for (std::int64_t i = 0; i < n; ++i)
       if (!cholesky_row(k_, row, i, row(i))) return false;
-    }
     return true;
   }
 
@@ -151,17 +165,19 @@ class RidgeSolver {
   }
 
   // The lower triangle of rows rows^T, in blocks: what lies above the diagonal is not defined.
-  void lower_gram(const float* rows, std::int64_t n, std::int64_t d, float* out) const {
+  void lower_gram(const float* rows, std::int64_t n, std::int64_t d, float* out,
+                  std::int64_t stride) const {
     constexpr std::int64_t kBlock = 32;
     for (std::int64_t i = 0; i < n; i += kBlock) {
       const std::int64_t n_block = std::min(kBlock, n - i);
-      k_.dots(rows, i + n_block, rows + i * d, n_block, d, out + i * n, n);
+      k_.dots(rows, i + n_block, rows + i * d, n_block, d, out + i * stride, stride);
     }
   }
-  void lower_gram(const double* rows, std::int64_t n, std::int64_t d, double* out) const {
+  void lower_gram(const double* rows, std::int64_t n, std::int64_t d, double* out,
+                  std::int64_t stride) const {
     for (std::int64_t i = 0; i < n; ++i)
       for (std::int64_t j = 0; j <= i; ++j)
-        out[i * n + j] = k_.dot_f64(rows + i * d, rows + j * d, d);
+        out[i * stride + j] = k_.dot_f64(rows + i * d, rows + j * d, d);
   }
 
   const Kernels& k_;
