@@ -83,6 +83,27 @@ def test_a_raising_scorer_keeps_its_cause(monkeypatch):
     assert caught.value.paid.nnz == 10
 
 
+def test_an_interruption_leaves_what_was_paid_for(monkeypatch):
+    monkeypatch.setattr(evaluate, "CHUNK_SIZE", 5)
+
+    def scorer(queries, rows, items):
+        if rows[0] == 2:
+            raise KeyboardInterrupt
+        return TABLE[rows, items]
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        exact(scorer, range(3), 5, 2)
+    np.testing.assert_array_equal(caught.value.paid.toarray()[:2], TABLE[:2])
+
+
+def test_answers_too_many_for_the_memory_cost_no_calls():
+    def scorer(queries, rows, items):
+        raise AssertionError("a score was bought")
+
+    with pytest.raises((MemoryError, ValueError)):
+        exact(scorer, range(3), 5, 2**61)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import operator
 import sys
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+from cexnn.checkpoint import Checkpoint
 from cexnn.score_matrix import sample_pairs, score_pairs
 from cexnn.scorer import ScorerError
 
@@ -206,6 +208,36 @@ def test_paid_scores_survive_a_failing_scorer(tmp_path, fail, n_kept, checkpoint
     known = set(zip(paid.row.tolist(), paid.col.tolist(), strict=True)) if checkpointed else set()
     assert len(second.scored) == len(rows) - len(known)
     assert not known & set(second.scored)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_paid_scores_survive_an_interruption(error):
+    table, queries, rows, items = table_job()
+
+    def interrupt(scores, rows, items):
+        raise error
+
+    scorer, _ = failing(table, interrupt)
+    with pytest.raises(error) as caught:
+        score_pairs(scorer, queries, rows, items, n_items=23, chunk_size=6)
+    assert caught.value.paid.nnz == 18
+
+
+def test_paid_scores_survive_a_full_disk(tmp_path, monkeypatch):
+    table, queries, rows, items = table_job()
+    scorer = TableScorer(table)
+    append = Checkpoint.append
+
+    def until_full(self, positions, scores):
+        if len(scorer.calls) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, positions, scores)
+
+    monkeypatch.setattr(Checkpoint, "append", until_full)
+    options = {"n_items": 23, "checkpoint": tmp_path / "scores", "chunk_size": 6}
+    with pytest.raises(OSError, match="No space") as caught:
+        score_pairs(scorer, queries, rows, items, **options)
+    assert caught.value.paid.nnz == 18  # those of the last call, which are in no file, too
 
 
 def test_a_plain_error_is_the_cause():

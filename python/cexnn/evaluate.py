@@ -74,7 +74,9 @@ def exact(
     ValueError
         A bad argument, named, before any pair is scored.
     ScorerError
-        The scorer failed. Its ``paid``, CSR (n_queries, n_items), holds every score obtained.
+        The scorer failed. Its ``paid``, CSR (n_queries, n_items), holds every score obtained; so
+        does the attribute ``paid`` of whatever else ends the scoring, such as a
+        `KeyboardInterrupt`.
 
     Examples
     --------
@@ -91,9 +93,9 @@ def exact(
     if n_items > MAX_SIZE:
         raise ValueError(f"n_items: expected at most {MAX_SIZE}, got {n_items}")
     k = check_int("k", k, minimum=1)
-    table = _score_all(scorer, queries, n_queries, n_items, progress)
-    ids = np.full((n_queries, k), -1, dtype=np.int32)
+    ids = np.full((n_queries, k), -1, dtype=np.int32)  # too large for the memory: no score is lost
     scores = np.full((n_queries, k), np.nan, dtype=np.float32)
+    table = _score_all(scorer, queries, n_queries, n_items, progress)
     width = min(k, n_items)
     for row, of_query in enumerate(table):
         best = np.argsort(-of_query, kind="stable")[:width]
@@ -106,26 +108,29 @@ def _score_all(
 ) -> FloatArray:
     table = np.full(n_queries * n_items, np.nan, dtype=np.float32)
     with progress_bar(progress, len(table), description="score", unit="pair") as bar:
-        for start in range(0, len(table), CHUNK_SIZE):
-            part = slice(start, min(start + CHUNK_SIZE, len(table)))
-            rows, items = np.divmod(np.arange(part.start, part.stop), n_items)
-            rows, items = rows.astype(np.int32), items.astype(np.int32)
-            try:
-                table[part] = call_scorer(scorer, queries, rows, items)
-            except ScorerError as error:
-                if error.scores is not None and np.shape(error.scores) == rows.shape:
-                    table[part] = error.scores
-                known = np.flatnonzero(np.isfinite(table))
-                rows, items = np.divmod(known, n_items)
-                error.paid = csr_from_pairs(
-                    rows.astype(np.int32),
-                    items.astype(np.int32),
-                    table[known],
-                    (n_queries, n_items),
-                )
-                raise
-            bar.update(len(rows))
+        try:
+            for start in range(0, len(table), CHUNK_SIZE):
+                part = slice(start, min(start + CHUNK_SIZE, len(table)))
+                rows, items = _pairs(np.arange(part.start, part.stop), n_items)
+                try:
+                    table[part] = call_scorer(scorer, queries, rows, items)
+                except ScorerError as error:
+                    if error.scores is not None:
+                        table[part] = error.scores
+                    raise
+                bar.update(len(rows))
+        except BaseException as error:
+            known = np.flatnonzero(np.isfinite(table))
+            paid = csr_from_pairs(*_pairs(known, n_items), table[known], (n_queries, n_items))
+            error.paid = paid  # type: ignore[attr-defined]
+            raise
     return table.reshape(n_queries, n_items)
+
+
+def _pairs(positions: NDArray[np.int64], n_items: int) -> tuple[IdArray, IdArray]:
+    """Query rows and item ids of positions in the table."""
+    rows, items = np.divmod(positions, n_items)
+    return rows.astype(np.int32), items.astype(np.int32)
 
 
 def found_shares(ids: ArrayLike, exact_ids: ArrayLike) -> NDArray[np.float64]:

@@ -189,7 +189,9 @@ def score_pairs(
         Another run is using the checkpoint.
     ScorerError
         The scorer raised or returned something that is not one finite score for each pair. Its
-        ``paid`` holds every score obtained so far, and so does the checkpoint.
+        ``paid`` holds every score obtained so far, and so does the checkpoint. Whatever else ends
+        the scoring (`KeyboardInterrupt`, say, or an `OSError` of the checkpoint) has the
+        attribute ``paid``, too.
     ImportError
         ``progress`` needs tqdm.
 
@@ -219,15 +221,19 @@ def score_pairs(
         bar = stack.enter_context(
             progress_bar(progress, len(scores), description="score", unit="pair", initial=n_done)
         )
-        for chunk in _chunks(row_ids, np.flatnonzero(np.isnan(scores)), chunk_size):
-            try:
-                new = call_scorer(scorer, queries, row_ids[chunk], item_ids[chunk])
-            except ScorerError as error:
-                _keep(scores, file, chunk, _salvage(error, len(chunk)))
-                error.paid = _matrix(row_ids, item_ids, scores, shape)
-                raise
-            _keep(scores, file, chunk, new)
-            bar.update(len(chunk))
+        try:
+            for chunk in _chunks(row_ids, np.flatnonzero(np.isnan(scores)), chunk_size):
+                try:
+                    new = call_scorer(scorer, queries, row_ids[chunk], item_ids[chunk])
+                except ScorerError as error:
+                    if error.scores is not None:
+                        _keep(scores, file, chunk, error.scores)
+                    raise
+                _keep(scores, file, chunk, new)
+                bar.update(len(chunk))
+        except BaseException as error:
+            error.paid = _matrix(row_ids, item_ids, scores, shape)  # type: ignore[attr-defined]
+            raise
     return _matrix(row_ids, item_ids, scores, shape)
 
 
@@ -260,17 +266,6 @@ def _chunks(rows: IdArray, left: NDArray[np.int64], size: int) -> Iterator[NDArr
         end = whole if start < whole <= start + size else start + size
         yield left[start:end]
         start = end
-
-
-def _salvage(error: ScorerError, n: int) -> NDArray[np.float32]:
-    """Return the scores of a failed call, NaN where there is none; a scorer may set anything."""
-    nothing = np.full(n, np.nan, dtype=np.float32)
-    try:
-        with np.errstate(over="ignore"):
-            scores = np.asarray(error.scores, dtype=np.float32)
-    except (TypeError, ValueError):
-        return nothing
-    return scores if scores.shape == (n,) else nothing
 
 
 def _keep(

@@ -96,14 +96,16 @@ def call_scorer(
     Raises
     ------
     ScorerError
-        The scorer raised, or its result has a wrong length or type, or is not finite.
+        The scorer raised, or its result has a wrong length or type, or is not finite. Its
+        ``scores`` are None or (p,) float32, finite or NaN, whatever the scorer put there.
     """
     if len(rows) == 0:
         return np.empty(0, dtype=np.float32)
     row, item = int(rows[0]), int(items[0])
     try:
         returned = scorer(queries, rows, items)
-    except ScorerError:
+    except ScorerError as error:
+        error.scores = _usable(error.scores, len(rows))
         raise
     except Exception as error:
         raise ScorerError(
@@ -115,9 +117,11 @@ def call_scorer(
     try:
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite: refused below
             scores = np.asarray(returned, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever the conversion raises: a tensor with a gradient, say
         raise ScorerError(
-            f"the scorer must return numbers, got {type(returned).__name__}", row=row, item=item
+            f"the scorer must return numbers, got {type(returned).__name__}: {error}",
+            row=row,
+            item=item,
         ) from error
     if scores.shape != rows.shape:
         raise ScorerError(
@@ -133,9 +137,26 @@ def call_scorer(
             f"({bad.size} of {len(rows)} scores are not finite)",
             row=int(rows[j]),
             item=int(items[j]),
-            scores=np.where(np.isfinite(scores), scores, np.float32(np.nan)),
+            scores=_usable(scores, len(rows)),
         )
     return np.ascontiguousarray(scores)
+
+
+def _usable(given: Any, n: int) -> FloatArray | None:
+    """Return the scores of a failed call, NaN where there is none; a scorer may set anything."""
+    try:
+        with np.errstate(over="ignore"):
+            scores = np.asarray(given, dtype=np.float32)
+    except Exception:  # whatever the conversion raises
+        return None
+    if scores.shape != (n,):
+        return None
+    return np.where(np.isfinite(scores), scores, np.float32(np.nan))
+
+
+def _by_position(texts: Any) -> Any:
+    """Return what ``[j]`` takes the j-th text from: a pandas Series would take its label."""
+    return getattr(texts, "iloc", texts)
 
 
 class PairScorer:
@@ -176,6 +197,6 @@ class PairScorer:
 
     def __call__(self, queries: Sequence[str], rows: IdArray, items: IdArray) -> FloatArray:
         """Score the pairs; see `Scorer`."""
-        texts = self._item_texts
-        pairs = [(queries[r], texts[i]) for r, i in zip(rows.tolist(), items.tolist(), strict=True)]
+        asked, texts = _by_position(queries), _by_position(self._item_texts)
+        pairs = [(asked[r], texts[i]) for r, i in zip(rows.tolist(), items.tolist(), strict=True)]
         return np.asarray(self._predict(pairs), dtype=np.float32)

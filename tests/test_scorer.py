@@ -1,0 +1,91 @@
+"""What scorers may do wrong, and texts that are not in a list."""
+
+import numpy as np
+import pytest
+
+from cexnn import Index
+from cexnn.scorer import PairScorer, ScorerError, call_scorer
+
+ROWS, ITEMS = np.int32([0, 0, 1]), np.int32([4, 5, 6])
+
+
+class WithGradient:
+    """Like a tensor of PyTorch that has a gradient."""
+
+    def __array__(self, *args, **kwargs):
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad.")
+
+
+class Labelled:
+    """Like a Series of pandas whose rows were shuffled: ``[j]`` is the row labelled j."""
+
+    def __init__(self, texts, labels):
+        self.iloc = texts
+        self.loc = dict(zip(labels, texts, strict=True))
+
+    def __len__(self):
+        return len(self.iloc)
+
+    def __getitem__(self, label):
+        return self.loc[label]
+
+
+def test_what_cannot_become_numbers_is_the_scorers_error():
+    with pytest.raises(ScorerError, match="numbers, got WithGradient: .*grad") as caught:
+        call_scorer(lambda q, r, i: WithGradient(), ["a", "b"], ROWS, ITEMS)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (None, None),
+        ([1.0, np.inf, np.nan], [1, np.nan, np.nan]),
+        ([1.0, 1e300, None], [1, np.nan, np.nan]),
+        ([1.0, 2.0], None),
+        ("abc", None),
+        ([1.0, [2.0], 3.0], None),
+        (WithGradient(), None),
+    ],
+)
+def test_scores_in_a_scorers_own_error_are_finite_or_nan(given, kept):
+    def scorer(queries, rows, items):
+        raise ScorerError("broken", row=0, item=4, scores=given)
+
+    with pytest.raises(ScorerError, match="broken") as caught:
+        call_scorer(scorer, ["a", "b"], ROWS, ITEMS)
+    if kept is None:
+        assert caught.value.scores is None
+    else:
+        np.testing.assert_array_equal(caught.value.scores, np.float32(kept))
+        assert caught.value.scores.dtype == np.float32
+
+
+@pytest.mark.parametrize("given", [lambda n: np.full(n, np.inf), lambda n: "bad"])
+def test_a_search_survives_bad_scores_in_a_scorers_own_error(given):
+    calls = []
+
+    def scorer(queries, rows, items):
+        calls.append(len(rows))
+        if len(calls) == 3:
+            raise ScorerError("broken", row=0, item=0, scores=given(len(rows)))
+        return items.astype(np.float32)
+
+    index = Index.build(item_embeddings=np.eye(20, dtype=np.float32))
+    ones = np.ones((1, 20), dtype=np.float32)
+    with pytest.raises(ScorerError, match="broken") as caught:
+        index.search(scorer, ["a"], budget=12, rounds=4, query_embeddings=ones)
+    assert caught.value.session.result().n_calls.tolist() == [6]
+
+
+def test_texts_are_taken_by_position_not_by_label():
+    items = Labelled(["red", "blue", "green"], [2, 1, 0])
+    queries = Labelled(["x", "y"], [1, 0])
+    asked = []
+
+    def predict(pairs):
+        asked.extend(pairs)
+        return np.zeros(len(pairs))
+
+    PairScorer(predict, items)(queries, np.int32([0, 1]), np.int32([0, 1]))
+    assert asked == [("x", "red"), ("y", "blue")]
