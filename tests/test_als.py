@@ -113,7 +113,11 @@ BAD = {
         (coo_array(([np.inf], ([0], [0])), shape=(2, 3)), {}),
         (coo_array(([1.0, 2.0], ([0, 0], [0, 0])), shape=(2, 3)), {}),
     ],
-    "n_factors": [(GOOD, {"n_factors": 0}), (GOOD, {"n_factors": 1.5})],
+    "n_factors": [
+        (GOOD, {"n_factors": 0}),
+        (GOOD, {"n_factors": 1.5}),
+        (GOOD, {"item_prior": np.ones((3, 0), np.float32)}),
+    ],
     "n_iterations": [(GOOD, {"n_iterations": 0})],
     "regularization": [
         (GOOD, {"regularization": "best"}),
@@ -129,7 +133,10 @@ BAD = {
     "item_prior": [
         (GOOD, {"item_prior": np.ones(3, np.float32), "n_factors": 1}),
         (GOOD, {"item_prior": np.ones((3, 2), np.float32), "n_factors": 4}),
+        (GOOD, {"item_prior": 5.0}),
+        (GOOD, {"item_prior": [[1.0], [1.0, 2.0], [3.0]]}),
     ],
+    "seed": [(GOOD, {"seed": -1}), (GOOD, {"seed": 0.5})],
     "device": [(GOOD, {"device": "gpu"})],
     "num_threads": [(GOOD, {"num_threads": 0})],
 }
@@ -162,3 +169,15 @@ def test_checked_scores_are_taken_as_they_are():
     a = cexnn.factorize(checked, 2, regularization=1.0)
     b = cexnn.factorize(GOOD, 2, regularization=1.0)
     assert np.array_equal(a.items, b.items)
+
+
+def test_threads_without_number_cost_no_memory():
+    few = cexnn.factorize(GOOD, 1, regularization=1.0, num_threads=np.int64(1))
+    many = cexnn.factorize(GOOD, 1, regularization=1.0, num_threads=10**12)
+    np.testing.assert_array_equal(few.items, many.items)
+
+
+def test_a_matrix_without_queries_leaves_the_items_at_zero():
+    factors = cexnn.factorize(coo_array((0, 3), dtype=np.float32))
+    assert factors.queries.shape == (0, 1)
+    np.testing.assert_array_equal(factors.items, np.zeros((3, 1)))

@@ -126,6 +126,8 @@ def test_a_failed_scorer_leaves_its_scores(index):
     [
         ({"items": TEXTS[1:]}, "^items: expected 30, as in the index, got 29"),
         ({"items": "text"}, "^items: expected a sequence of items, got str"),
+        ({"items": dict(zip(IDS, TEXTS, strict=True))}, "^items: expected a sequence .* got dict"),
+        ({"items": set(TEXTS)}, "^items: expected a sequence of items, got set"),
         ({"items": [("a", t) for t in TEXTS]}, "^items: expected distinct ids, items 0 and 1"),
         ({"items": [*TEXTS[1:], 3]}, r"^items\[0\]: expected a text, an \(id, text\) pair"),
         ({"items": [([], t) for t in TEXTS]}, r"^items\[0\]: expected a text, an"),
@@ -146,6 +148,17 @@ def test_bad_index_and_scorer_are_named(index):
         Retriever(index, PairScorer(closeness, TEXTS[1:]))
 
 
+def test_items_added_to_the_index_behind_its_back_cost_no_calls(world):
+    index = Index.build(item_embeddings=world.items)
+    calls = []
+    texts = [f"item {i}" for i in range(world.n_items)]
+    retriever = Retriever(index, lambda q, r, i: calls.append(r), items=texts)
+    index.add(world.items[:2])
+    with pytest.raises(ValueError, match="^items: expected 402, as in the index now, got 400"):
+        retriever.search(["a"], query_embeddings=world.queries[:1])
+    assert not calls
+
+
 def test_an_encoder_without_embeddings_is_refused(world):
     without = Index.build(world.scores, n_iterations=2)
     with pytest.raises(ValueError, match="^encoder: expected None, the index was built without"):
@@ -156,6 +169,7 @@ def test_an_encoder_without_embeddings_is_refused(world):
     ("arguments", "message"),
     [
         ({"texts": "query 4"}, "^texts: expected a sequence of texts, got str"),
+        ({"texts": {"q": "query 4"}}, "^texts: expected a sequence of texts, got dict"),
         ({"texts": ["query 4", 5]}, r"^texts\[1\]: expected a text, got int"),
         ({"k": 0}, "^k: expected an integer of at least 1"),
         ({"first": [["id-1"], []]}, "^first: expected ids for each of 1 queries, got 2"),

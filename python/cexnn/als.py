@@ -122,18 +122,17 @@ def factorize(
     threads = resolve_num_threads(num_threads)
     check_int("n_iterations", n_iterations, minimum=1)
     n_queries, n_items = matrix.shape
-    if n_factors is None:
-        given = item_prior if item_prior is not None else query_prior
-        n_factors = (
-            min(DEFAULT_N_FACTORS, n_queries, n_items) if given is None else np.shape(given)[-1]
-        )
-    check_int("n_factors", n_factors, minimum=1)
     u0 = v0 = None
-    if query_prior is not None:
-        u0 = check_matrix("query_prior", query_prior, rows=n_queries, cols=n_factors)
     if item_prior is not None:
         v0 = check_matrix("item_prior", item_prior, rows=n_items, cols=n_factors)
-    rng = np.random.default_rng(seed)
+        n_factors = v0.shape[1]
+    if query_prior is not None:
+        u0 = check_matrix("query_prior", query_prior, rows=n_queries, cols=n_factors)
+        n_factors = u0.shape[1]
+    if n_factors is None:
+        n_factors = max(1, min(DEFAULT_N_FACTORS, n_queries, n_items))
+    check_int("n_factors", n_factors, minimum=1)
+    rng = np.random.default_rng(check_int("seed", seed, minimum=0))
     start = _start(matrix, v0, n_factors, rng)
     if isinstance(regularization, str):
         check_choice("regularization", regularization, ("auto",))

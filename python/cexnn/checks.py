@@ -61,7 +61,7 @@ def check_matrix(
     ValueError
         Another number of dimensions, shape or dtype, NaN or infinity.
     """
-    array = np.asarray(value)
+    array = _array(name, value)
     wanted = f"({'n' if rows is None else rows}, {'d' if cols is None else cols})"
     if (
         array.ndim != 2
@@ -81,6 +81,13 @@ def check_matrix(
     return converted
 
 
+def _array(name: str, value: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # rows of several lengths, say
+        raise ValueError(f"{name}: expected one array, got what is none: {error}") from error
+
+
 def _all_finite(array: NDArray[np.float32]) -> bool:
     """Whether all are finite, in pieces: a memory-mapped array is not doubled in memory."""
     step = max(1, (1 << 22) // max(1, array.shape[1]))
@@ -98,10 +105,10 @@ def check_ids(name: str, value: Any, *, rows: int, n_items: int) -> NDArray[np.i
     ValueError
         Another shape or dtype, an id out of range or twice in a row.
     """
-    array = np.asarray(value)
+    array = _array(name, value)
     if array.ndim != 2 or array.shape[0] != rows:
         raise ValueError(f"{name}: expected shape ({rows}, c), got {array.shape}")
-    if array.dtype.kind not in "iu":
+    if array.size and array.dtype.kind not in "iu":  # no ids: an empty list says nothing of dtype
         raise ValueError(f"{name}: expected integer item ids, got dtype {array.dtype}")
     if array.size and not (array.min() >= -1 and array.max() < n_items):
         raise ValueError(

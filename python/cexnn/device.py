@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cexnn.checks import check_int
+
 __all__ = ["cuda_available", "default_num_threads", "resolve_device", "resolve_num_threads"]
+
+MAX_THREADS = 1024  # more are never started; fits the native core's int
 
 
 def cuda_available() -> bool:
@@ -60,9 +64,7 @@ def resolve_num_threads(num_threads: int | None) -> int:
     """
     if num_threads is None:
         return default_num_threads()
-    if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
-        raise ValueError(f"num_threads: expected an integer of at least 1, got {num_threads!r}")
-    return num_threads
+    return min(check_int("num_threads", num_threads, minimum=1), MAX_THREADS)
 
 
 def default_num_threads() -> int:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Any
 
-__all__ = ["row_numbers", "split_items"]
+__all__ = ["is_list_like", "row_numbers", "split_items"]
+
+
+def is_list_like(value: Any) -> bool:
+    """Whether its elements come in an order of their own: no text, mapping or set."""
+    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set)
 
 
 def split_items(items: Any, n_items: int) -> tuple[list[Any] | None, list[str] | None]:
@@ -37,7 +42,7 @@ def split_items(items: Any, n_items: int) -> tuple[list[Any] | None, list[str] |
     """
     if items is None:
         return None, None
-    if isinstance(items, str | bytes) or not isinstance(items, Iterable):
+    if not is_list_like(items):
         raise ValueError(f"items: expected a sequence of items, got {type(items).__name__}")
     given = list(items)
     if len(given) != n_items:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cexnn.checks import check_matrix
 from cexnn.cross_encoder import CrossEncoder
 from cexnn.index import Index
-from cexnn.items import row_numbers, split_items
+from cexnn.items import is_list_like, row_numbers, split_items
 from cexnn.scorer import Scorer
 from cexnn.search import SearchResult
 
@@ -190,6 +190,11 @@ class Retriever:
             What `Index.search` returns; `hits` turns it into texts.
         """
         queries = _check_texts("texts", texts)
+        if self._texts is not None and len(self._texts) != self._index.n_items:
+            raise ValueError(
+                f"items: expected {self._index.n_items}, as in the index now, got "
+                f"{len(self._texts)} when the retriever was made: make another"
+            )
         opening = None if first is None else self._opening(first, len(queries))
         if query_embeddings is None and self._encoder is not None:
             query_embeddings = check_matrix(
@@ -280,7 +285,7 @@ class Retriever:
 
 
 def _check_texts(name: str, texts: Any) -> list[str]:
-    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+    if not is_list_like(texts):
         raise ValueError(f"{name}: expected a sequence of texts, got {type(texts).__name__}")
     found = list(texts)
     for number, text in enumerate(found):

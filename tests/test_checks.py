@@ -1,0 +1,28 @@
+"""Arguments that are no arrays, or hold nothing, are named or taken."""
+
+import numpy as np
+import pytest
+
+from cexnn.checks import check_ids, check_matrix
+from cexnn.device import resolve_num_threads
+
+
+def test_rows_of_several_lengths_are_named():
+    with pytest.raises(ValueError, match="^query_embeddings: expected one array"):
+        check_matrix("query_embeddings", [[1.0], [2.0, 3.0]])
+    with pytest.raises(ValueError, match="^first: expected one array"):
+        check_ids("first", [[1], [2, 3]], rows=2, n_items=9)
+
+
+def test_no_ids_at_all_need_no_dtype():
+    ids = check_ids("first", [[], []], rows=2, n_items=9)
+    assert ids.shape == (2, 0)
+    assert ids.dtype == np.int32
+
+
+def test_any_integer_is_a_number_of_threads():
+    assert resolve_num_threads(np.int64(2)) == 2
+    assert resolve_num_threads(2**40) < 2**31
+    for bad in (0, -1, 1.0, True, "2"):
+        with pytest.raises(ValueError, match="^num_threads: expected an integer of at least 1"):
+            resolve_num_threads(bad)
