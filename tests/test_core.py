@@ -261,6 +261,13 @@ def test_shapes_that_disagree_are_refused():
         searcher.top_items(u0.astype(np.float64), np.int64([0, 1]), np.int32([1]), 1, 1)
     with pytest.raises(ValueError, match="prior"):
         _core.ridge(*empty, V, np.zeros((2, 3), dtype=np.float32), 1.0, 1)
+    wide = (np.ones((1, 3), dtype=np.float32), np.ones((4, 3), dtype=np.float32))
+    narrow = (np.ones((1, 2), dtype=np.float32), np.ones((4, 2), dtype=np.float32))
+    solver = _core.AlsSolver(*empty, 4, *narrow, 1.0, 1.0, 1)
+    with pytest.raises(ValueError, match="prior"):
+        solver.objective(*wide)  # would read beyond the priors
+    with pytest.raises(ValueError, match="prior"):
+        solver.step(*wide)
     with pytest.raises(ValueError, match="column id"):
         _core.AlsSolver(
             np.int64([0, 1]), np.int32([7]), np.float32([1]), 4, None, None, 1.0, 1.0, 1

@@ -76,6 +76,8 @@ class CpuAlsSolver final : public AlsSolver {
     if (row_factors.rows != scores.rows || col_factors.rows != scores.cols ||
         row_factors.cols != col_factors.cols)
       throw std::invalid_argument("factors: expected one row for each row and column of scores");
+    check_prior(problem_.row_prior, row_factors);
+    check_prior(problem_.col_prior, col_factors);
     std::vector<double> parts(static_cast<std::size_t>(scores.rows));
     parallel_for(scores.rows, num_threads_, [&](std::int64_t r, int) {
       const VectorView<const std::int32_t> ids = scores.row_indices(r);
@@ -94,6 +96,11 @@ class CpuAlsSolver final : public AlsSolver {
 
  private:
   static MatrixView<const float> as_const(MatrixView<float> m) { return {m.data, m.rows, m.cols}; }
+
+  static void check_prior(MatrixView<const float> prior, MatrixView<const float> factors) {
+    if (prior.data != nullptr && (prior.rows != factors.rows || prior.cols != factors.cols))
+      throw std::invalid_argument("prior: expected the shape of the factors");
+  }
 
   static double distance(MatrixView<const float> factors, MatrixView<const float> prior) {
     double total = 0.0;

@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -36,8 +35,8 @@ void parallel_for(std::int64_t n_tasks, int num_threads, const Work& work) {
   for (int thread = 1; thread < n; ++thread) {
     try {
       helpers.emplace_back(run, thread);
-    } catch (const std::system_error&) {
-      break;  // no more threads to be had: the others do the work
+    } catch (const std::exception&) {
+      break;  // no more threads, or memory for one, to be had: the others do the work
     }
   }
   run(0);
