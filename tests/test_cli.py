@@ -164,6 +164,12 @@ def test_evaluate_measures_against_exact_search(files, index, tmp_path):
     assert b"<svg" in plot.read_bytes()
 
 
+def test_evaluate_misses_matplotlib_before_it_scores(files, index, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    message = refused("evaluate", index, files / "asked.jsonl", "--plot", tmp_path / "a.svg")
+    assert "--plot: a plot needs Matplotlib: pip install 'cexnn[cpu]'" in message
+
+
 def test_info_speaks_to_people_and_programs(index):
     facts = json.loads(run("info", index, "--json").stdout)
     assert facts["n_items"] == len(TEXTS)
@@ -182,6 +188,17 @@ def test_click_is_named_where_it_is_missing():
     program = "import sys; sys.modules['click'] = None; import cexnn.cli"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert "ImportError: the command line needs click: pip install 'cexnn[cpu]'" in done.stderr
+    program = "import sys; sys.modules['click'] = None; from cexnn.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "Error: the command line needs click: pip install 'cexnn[cpu]'\n"
+
+
+def test_the_package_runs_as_a_module():
+    command = [sys.executable, "-m", "cexnn", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout.startswith("cexnn, version ")
 
 
 def test_export_names_what_it_needs(tmp_path):
@@ -219,6 +236,11 @@ def test_bad_folders_are_named(files, index, tmp_path):
     (broken / "index.cexnn").write_bytes((index / "index.cexnn").read_bytes())
     (broken / "items.jsonl").write_text('{"text": "a"}\n')
     assert "expected 48 items" in refused("info", broken)
+    (broken / "items.jsonl").write_bytes((index / "items.jsonl").read_bytes())
+    config = json.loads((index / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps(config | {"model": str(tmp_path / "gone")}))
+    message = refused("search", broken, stdin="copy")
+    assert "the cross-encoder that the index names in its config.json cannot be used" in message
 
 
 def test_bad_options_are_named(files, index, tmp_path):
@@ -245,13 +267,17 @@ def test_bad_options_are_named(files, index, tmp_path):
     assert "--plot: expected a file name ending" in refused(
         "evaluate", index, asked, "--plot", tmp_path / "a.txt"
     )
+    for option in ("--json", "--plot"):
+        message = refused("evaluate", index, asked, option, tmp_path / "no" / "a.svg")
+        assert f"{option}: expected a path in a folder that exists" in message
+    assert "QUESTIONS: expected texts" in refused("demo", "sort a list", " ")
     assert "--ks: expected at most the 48 items" in refused("evaluate", index, asked)
     assert "between commas" in run("evaluate", index, asked, "--ks", "1,x", code=2).stderr
     nowhere = tmp_path / "no" / "index"
     assert "--output: expected a path in a folder that exists" in refused(*train, "-o", nowhere)
     model = tmp_path / "model"
     model.mkdir()
-    assert "model.onnx" in refused(
+    assert "--model: expected model.onnx" in refused(
         "build", files / "items.tsv", "--model", model, "-o", tmp_path / "out",
         "--queries", files / "train.txt",
     )  # fmt: skip

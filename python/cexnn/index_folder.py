@@ -102,7 +102,12 @@ class IndexFolder:
         ValueError, ConnectionError, ImportError
             As `CrossEncoder.from_pretrained`.
         """
-        encoder = self.settings.cross_encoder(device=device, num_threads=num_threads)
+        try:
+            encoder = self.settings.cross_encoder(device=device, num_threads=num_threads)
+        except ValueError as error:
+            raise ValueError(
+                f"the cross-encoder that the index names in its {CONFIG} cannot be used: {error}"
+            ) from error
         return Retriever(self.index, encoder, encoder=self.encoder, items=self.items)
 
 

@@ -122,6 +122,10 @@ def build(
         raise refuse(f"--output: {output} is there already and is no index folder of cexnn")
     if not output.absolute().parent.is_dir():
         raise refuse(f"--output: expected a path in a folder that exists, got {output}")
+    try:
+        find_model_files(model)
+    except ValueError as error:
+        raise refuse(str(error).replace("name_or_folder:", "--model:", 1)) from error
     item_texts, query_texts = read_text_file(items), read_text_file(queries)
     settings = Settings(_absolute(model), max_length, max_query_length)
     given = None

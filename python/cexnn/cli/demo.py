@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cexnn.cli.comparison import Comparison
-from cexnn.cli.support import click, threads_option
+from cexnn.cli.support import click, refuse, threads_option
 from cexnn.demo.corpus import QUESTIONS, Item, load_items
 from cexnn.demo.run import cache_folder, exact_scores, open_index, table_scorer, user_cache
 from cexnn.index_folder import IndexFolder
@@ -53,6 +53,8 @@ def demo(
     how much of an exact search is found for how many calls. Nothing is fetched. The first run
     takes a minute or two; what it learned is kept in the user's cache folder.
     """
+    if not all(question.strip() for question in questions):
+        raise refuse("QUESTIONS: expected texts, got an empty one")
     logging.getLogger("cexnn").setLevel(logging.ERROR)  # that items are cut is known here
     click.echo("reading the docstrings of the standard library, NumPy and SciPy", err=True)
     run_demo(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,11 @@ def evaluate(
     """
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise refuse(f"--plot: expected a file name ending in .png, .svg or .pdf, got {plot}")
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise refuse("--plot: a plot needs Matplotlib: pip install 'cexnn[cpu]'")
+    for option, path in (("--json", json_path), ("--plot", plot)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise refuse(f"{option}: expected a path in a folder that exists, got {path}")
     folder = read_folder(index, device=device)
     asked = [query.text for query in read_text_file(queries)]
     n_items = folder.index.n_items
