@@ -172,7 +172,7 @@ def test_real_scores_teach_the_dual_encoder(data_folder):
     def scorer(queries, rows, items):
         return table[np.asarray(queries)[rows], items]
 
-    taught = Distilled.fit(scores, query_embeddings=queries, item_embeddings=items, max_steps=40)
+    taught = Distilled.fit(scores, query_embeddings=queries, item_embeddings=items, max_steps=20)
     assert taught.n_calls == 104_576
     after = distill(
         scorer, test, distilled=taught, query_embeddings=queries[test], k=100, budget=100

@@ -53,9 +53,10 @@ class Lesson(NamedTuple):
     def loss_and_gradient(self, query_map: Wide, items: FloatArray) -> tuple[float, Wide]:
         """Return the mean cross-entropy, and its gradient by the map."""
         loss, derivative = self.loss(query_map, items)
-        pulls = csr_array((derivative, self.scores.indices, self.scores.indptr), self.scores.shape)
-        gradient: Wide = self.queries.T.astype(np.float64) @ (pulls @ items)
-        return loss, gradient
+        data = derivative.astype(np.float32)
+        pulls = csr_array((data, self.scores.indices, self.scores.indptr), self.scores.shape)
+        pulled: FloatArray = np.asarray(pulls @ items, dtype=np.float32)
+        return loss, (self.queries.T @ pulled).astype(np.float64)
 
 
 def fit_map(
