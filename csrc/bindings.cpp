@@ -171,6 +171,24 @@ py::tuple next_items(const PySearcher& self, const Offsets& indptr, const Ids& i
   return py::make_tuple(ids, approx);
 }
 
+py::tuple posterior(const PySearcher& self, const Offsets& indptr, const Ids& indices,
+                    const Floats& values, const Floats& priors, const QueryModel& model,
+                    const Ids& items, SearchState* state, int num_threads) {
+  const CsrView known = csr_of(indptr, indices, &values, self.n_items);
+  const MatrixView<const float> prior = matrix_of(priors, "priors");
+  const MatrixView<const std::int32_t> asked = matrix_of(items, "items");
+  Floats means({asked.rows, asked.cols});
+  Floats variances({asked.rows, asked.cols});
+  const MatrixView<float> means_view = writable(means, "means");
+  const MatrixView<float> variances_view = writable(variances, "variances");
+  {
+    const py::gil_scoped_release release;
+    self.searcher->posterior(known, prior, model, asked, state, num_threads, means_view,
+                             variances_view);
+  }
+  return py::make_tuple(means, variances);
+}
+
 void register_searcher(py::module_& m) {
   using namespace py::literals;
   py::class_<QueryModel>(m, "QueryModel")
@@ -194,10 +212,19 @@ void register_searcher(py::module_& m) {
           "make_state",
           [](const PySearcher& self, std::int64_t n) { return self.searcher->make_state(n); },
           "n_queries"_a)
+      .def(
+          "keep",
+          [](const PySearcher&, SearchState& state, const Ids& queries) {
+            state.keep(vector_of(queries, "queries"));
+          },
+          "state"_a, "queries"_a.noconvert())
       .def("update", &update, "indptr"_a.noconvert(), "indices"_a.noconvert(),
            "values"_a.noconvert(), "priors"_a.noconvert(), "model"_a, "state"_a, "num_threads"_a)
       .def("top_items", &top_items, "query_factors"_a.noconvert(), "indptr"_a.noconvert(),
            "indices"_a.noconvert(), "k"_a, "num_threads"_a)
+      .def("posterior", &posterior, "indptr"_a.noconvert(), "indices"_a.noconvert(),
+           "values"_a.noconvert(), "priors"_a.noconvert(), "model"_a, "items"_a.noconvert(),
+           "state"_a, "num_threads"_a)
       .def("next_items", &next_items, "indptr"_a.noconvert(), "indices"_a.noconvert(),
            "values"_a.noconvert(), "priors"_a.noconvert(), "model"_a, "state"_a, "k"_a,
            "num_threads"_a);

@@ -35,6 +35,9 @@ struct QueryModel {
 class SearchState {
  public:
   virtual ~SearchState() = default;
+
+  // Forgets all queries but these, ascending, which are numbered anew from 0.
+  virtual void keep(VectorView<const std::int32_t> queries) = 0;
 };
 
 // Items and their offsets, ready to be searched. Borrows its arrays, never changes after
@@ -57,6 +60,18 @@ class Searcher {
   virtual void top_items(MatrixView<const float> query_factors, const CsrView& seen,
                          int num_threads, MatrixView<std::int32_t> ids_out,
                          MatrixView<float> approx_out) const = 0;
+
+  // What the centred model says of scores not yet known: for each query the mean and the variance
+  // of the score of each of `items` (n, c), with K over all items and S those known:
+  //
+  //   mean      offset + o_i + p_i + K_iS a
+  //   variance  K_ii - K_iS (K_SS + noise I)^-1 K_Si + noise
+  //
+  // NaN where an id is -1. A model that is not centred has neither: std::invalid_argument.
+  virtual void posterior(const CsrView& known, MatrixView<const float> priors,
+                         const QueryModel& model, MatrixView<const std::int32_t> items,
+                         SearchState* state, int num_threads, MatrixView<float> means_out,
+                         MatrixView<float> variances_out) const = 0;
 
   // update, then top_items with `known` as the mask.
   virtual void next_items(const CsrView& known, MatrixView<const float> priors,

@@ -73,6 +73,7 @@ class SearchState: ...
 class Searcher:
     def __init__(self, item_factors: _Floats, item_offsets: _Floats | None) -> None: ...
     def make_state(self, n_queries: int) -> SearchState: ...
+    def keep(self, state: SearchState, queries: _Ids) -> None: ...
     def update(
         self,
         indptr: _Offsets,
@@ -91,6 +92,17 @@ class Searcher:
         k: int,
         num_threads: int,
     ) -> tuple[_Ids, _Floats]: ...
+    def posterior(
+        self,
+        indptr: _Offsets,
+        indices: _Ids,
+        values: _Floats,
+        priors: _Floats,
+        model: QueryModel,
+        items: _Ids,
+        state: SearchState | None,
+        num_threads: int,
+    ) -> tuple[_Floats, _Floats]: ...
     def next_items(
         self,
         indptr: _Offsets,

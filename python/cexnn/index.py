@@ -16,8 +16,9 @@ from cexnn.checks import check_choice, check_float, check_ids, check_int, check_
 from cexnn.device import resolve_device, resolve_num_threads
 from cexnn.growth import with_items, without_items
 from cexnn.learned import Learned, read, write
+from cexnn.schedule import check_stop, resolve_rounds
 from cexnn.scorer import Scorer
-from cexnn.search import SearchResult, Session, resolve_rounds, run
+from cexnn.search import SearchResult, Session, run
 
 __all__ = ["Index"]
 
@@ -197,6 +198,7 @@ class Index:
         first: Any = None,
         update: str = "calibrated",
         mix: float = 0.0,
+        stop: str | None = None,
         num_threads: int | None = None,
         progress: bool = False,
     ) -> SearchResult:
@@ -227,6 +229,11 @@ class Index:
             the minimum-norm least squares of the AXN paper.
         mix : float
             Weight of the prior in the factors, from 0 to 1, for ``update="least_squares"``.
+        stop : "confident", optional
+            Between rounds, end a query whose unscored items are expected to hold less than a
+            hundredth of its ``k`` best; ``result.n_calls`` then varies. By default the budget is
+            always spent. For an index built with scores, ``update="calibrated"``, and given the
+            query embeddings if the index was built with some.
         num_threads : int, optional
             By default the CPUs this process may use. Does not change the result.
         progress : bool
@@ -273,6 +280,7 @@ class Index:
             first=first,
             update=update,
             mix=mix,
+            stop=stop,
             num_threads=num_threads,
         )
         return run(session, scorer, queries, progress=progress)
@@ -288,6 +296,7 @@ class Index:
         first: Any = None,
         update: str = "calibrated",
         mix: float = 0.0,
+        stop: str | None = None,
         num_threads: int | None = None,
     ) -> Session:
         """Start a search whose scoring is left to the caller: `Session.ask`, `Session.tell`.
@@ -331,7 +340,13 @@ class Index:
             budget=budget,
             rounds=resolve_rounds(rounds, budget),
             first=opening,
-            standardize=not self._learned.in_score_units,
+            standardize=not state.learned.in_score_units,
+            stop_confident=check_stop(
+                stop,
+                calibrated=calibrated,
+                in_score_units=state.learned.in_score_units,
+                fitted_prior=query_embeddings is not None or state.learned.query_scale == 0,
+            ),
             num_threads=resolve_num_threads(num_threads),
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-__all__ = ["als", "objective", "ridge", "topk", "update_query"]
+__all__ = ["als", "objective", "posterior", "ridge", "topk", "update_query"]
 
 Floats = NDArray[np.float64]
 
@@ -129,3 +129,38 @@ def update_query(
     if centred:
         return (1.0 + prior_scale_variance * (p @ a)) * u0 + step
     return (1.0 - mix) * step + mix * u0
+
+
+def posterior(
+    V: Floats,
+    o: Floats,
+    y: Floats,
+    u0: Floats,
+    V_new: Floats,
+    o_new: Floats,
+    *,
+    factor_variance: float,
+    prior_scale_variance: float,
+    shift_variance: float,
+    noise_variance: float,
+    offset: float,
+) -> tuple[Floats, Floats]:
+    """Mean and variance of the scores of items ``V_new`` (c, d), given those of `update_query`.
+
+    The model is the centred one of `update_query`; the noise is part of the variance.
+
+    Returns
+    -------
+    means, variances : (c,) float64
+    """
+    V, V_new = np.asarray(V, dtype=np.float64), np.asarray(V_new, dtype=np.float64)
+    n, p, p_new = len(y), V @ u0, V_new @ u0
+    both, fits = np.concatenate([V, V_new]), np.concatenate([p, p_new])
+    K = factor_variance * both @ both.T + prior_scale_variance * np.outer(fits, fits)
+    K += shift_variance
+    largest = K[:n, :n].diagonal().max(initial=0.0)
+    noise = max(noise_variance, RIDGE_FLOOR * largest)
+    gain = np.linalg.solve(K[:n, :n] + noise * np.eye(n), K[:n, n:])  # (n, c)
+    means = offset + o_new + p_new + gain.T @ (y - offset - o - p)
+    variances = K.diagonal()[n:] - (K[n:, :n] * gain.T).sum(axis=1) + noise
+    return means, variances

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from cexnn import _core
-from cexnn.checks import check_int
 from cexnn.progress import progress_bar
+from cexnn.schedule import SHORTLIST, confident, resolve_rounds, round_sizes
 from cexnn.score_csr import csr_from_pairs
 from cexnn.scorer import Scorer, ScorerError, call_scorer
 
@@ -45,24 +45,6 @@ class SearchResult:
     scored: csr_array
 
 
-def resolve_rounds(rounds: int | str, budget: int) -> int:
-    """Turn a ``rounds`` argument into a number; ``"auto"``: one for each ten calls, at most 20.
-
-    Raises
-    ------
-    ValueError
-        Not "auto", not an integer of at least 1, or more than ``budget``.
-    """
-    if isinstance(rounds, str):
-        if rounds != "auto":
-            raise ValueError(f"rounds: expected an integer or 'auto', got {rounds!r}")
-        return min(20, max(1, budget // 10))
-    number = check_int("rounds", rounds, minimum=1)
-    if number > budget:
-        raise ValueError(f"rounds: expected at most budget = {budget}, got {number}")
-    return number
-
-
 class Session:
     """A search whose scoring is left to the caller; made by `Index.session`.
 
@@ -87,6 +69,8 @@ class Session:
         Whether the model wants each query's scores at mean 0 and deviation 1.
     n_searchable : int, optional
         Items that the searcher can return; by default all.
+    stop_confident : bool
+        Whether a query whose k best are likely found spends no more; see `schedule.confident`.
     """
 
     def __init__(
@@ -104,6 +88,7 @@ class Session:
         standardize: bool,
         num_threads: int,
         n_searchable: int | None = None,
+        stop_confident: bool = False,
     ) -> None:
         self._searcher, self._model, self._priors = searcher, model, priors
         self._openers = openers
@@ -111,14 +96,13 @@ class Session:
         self._first = first
         self._standardize = standardize
         self._num_threads = num_threads
-        n_queries, budget = (
-            len(priors),
-            min(budget, n_items if n_searchable is None else n_searchable),
-        )
-        rounds = min(rounds, budget)
-        size, longer = divmod(budget, max(1, rounds))
-        self._sizes = [size + (r < longer) for r in range(rounds)] if n_queries else []
+        self._stop_confident = stop_confident
+        n_queries = len(priors)
+        budget = min(budget, n_items if n_searchable is None else n_searchable)
+        self._sizes = round_sizes(budget, rounds) if n_queries else []
         self._round = 0
+        self._running = np.arange(n_queries)  # the others have stopped; priors and state: of these
+        self._planned: IdArray | None = None  # the next round's items, (running, size)
         self._state = searcher.make_state(n_queries)
         self._ids = np.full((n_queries, budget), -1, dtype=np.int32)
         self._scores = np.full((n_queries, budget), np.nan, dtype=np.float32)
@@ -133,13 +117,14 @@ class Session:
 
     @property
     def n_rounds(self) -> int:
-        """Number of rounds in all."""
+        """Number of rounds in all, at most."""
         return len(self._sizes)
 
     @property
     def done(self) -> bool:
-        """Whether the budget is spent and every pair asked for was told."""
-        return self._round == len(self._sizes) and len(self._pending[0]) == 0
+        """Whether every query has spent its budget or stopped, and every pair was told."""
+        spent = self._round == len(self._sizes) or len(self._running) == 0
+        return spent and len(self._pending[0]) == 0
 
     def ask(self) -> tuple[IdArray, IdArray]:
         """Name the pairs to score next.
@@ -151,10 +136,14 @@ class Session:
             those again; empty when `done`.
         """
         if len(self._pending[0]) == 0 and not self.done:
-            new = self._open() if self._round == 0 else self._next(self._sizes[self._round])
+            size = self._sizes[self._round]
+            if self._planned is not None:
+                new, self._planned = self._planned[:, :size], None
+            else:
+                new = self._open() if self._round == 0 else self._next(size)
             self._round += 1
             stored, columns = np.nonzero(new >= 0)
-            self._pending = (stored.astype(np.int32), new[stored, columns])
+            self._pending = (self._running[stored].astype(np.int32), new[stored, columns])
         rows, items = self._pending
         return rows.copy(), items.copy()
 
@@ -194,6 +183,8 @@ class Session:
         self._append(rows[: len(values)][told], items[: len(values)][told], values[told])
         kept = np.concatenate([~told, np.ones(len(rows) - len(values), dtype=bool)])
         self._pending = (rows[kept], items[kept])
+        if self._stop_confident and not kept.any() and 0 < self._round < len(self._sizes):
+            self._plan()
 
     def result(self) -> SearchResult:
         """Return the best items among all scored so far."""
@@ -244,30 +235,39 @@ class Session:
         return opening
 
     def _next(self, size: int) -> IdArray:
-        known = self._known()
-        indptr = np.concatenate([[0], np.cumsum(self._counts)])
-        ids, _ = self._searcher.next_items(
-            indptr,
-            self._ids[known],
-            self._model_scores(known),
-            self._priors,
-            self._model,
-            self._state,
-            size,
-            self._num_threads,
-        )
-        return ids
+        told = (*self._told(), self._priors, self._model, self._state)
+        return self._searcher.next_items(*told, size, self._num_threads)[0]
 
-    def _model_scores(self, known: NDArray[np.bool_]) -> FloatArray:
+    def _plan(self) -> None:
+        """Plan the next round, without the queries that are confident before it."""
+        if self._planned is not None or len(self._running) == 0:
+            return
+        ids = self._next(max(SHORTLIST, self._sizes[self._round]))
+        told = (*self._told(), self._priors, self._model)
+        means, variances = self._searcher.posterior(
+            *told, np.ascontiguousarray(ids[:, :SHORTLIST]), self._state, self._num_threads
+        )
+        found = np.where(self._known(), self._scores, -np.inf)[self._running]
+        going = ~confident(means, variances, found, self._k)
+        self._searcher.keep(self._state, np.flatnonzero(going).astype(np.int32))
+        self._running, self._priors = self._running[going], self._priors[going]
+        self._planned = ids[going]
+
+    def _told(self) -> tuple[NDArray[np.int64], IdArray, FloatArray]:
+        """Return what the model may know of the running queries, as the arrays of a CSR matrix."""
+        counts, known = self._counts[self._running], self._known()[self._running]
+        scores = self._scores[self._running]
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        ids = self._ids[self._running][known]
         if not self._standardize or not known.any():
-            return self._scores[known]
-        counts = np.maximum(1, self._counts)[:, None]
-        values = np.where(known, self._scores, 0).astype(np.float64)
-        values -= values.sum(axis=1, keepdims=True) / counts
+            return indptr, ids, scores[known]
+        n_known = np.maximum(1, counts)[:, None]
+        values = np.where(known, scores, 0).astype(np.float64)
+        values -= values.sum(axis=1, keepdims=True) / n_known
         values[~known] = 0
-        deviation = np.sqrt((values**2).sum(axis=1, keepdims=True) / counts)
+        deviation = np.sqrt((values**2).sum(axis=1, keepdims=True) / n_known)
         values /= np.where(deviation > 0, deviation, 1)
-        return values[known].astype(np.float32)
+        return indptr, ids, values[known].astype(np.float32)
 
 
 def run(

@@ -1,0 +1,240 @@
+// One query's posterior: its factors, and the mean and variance of scores not yet known.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <vector>
+
+#include "../searcher.hpp"
+#include "ridge.hpp"
+
+namespace cexnn::cpu {
+
+// One query's system, grown by rows. While a query has at most d + 2 scores it is the dual one: the
+// Cholesky factor of K + noise I, packed (n (n + 1) / 2 doubles), and L^-1 residual. Beyond, the
+// primal one of the features [sqrt(factor_variance) v, sqrt(prior_scale_variance) p,
+// sqrt(shift_variance)]: their Gram matrix, (d + 2)^2 doubles however many the scores.
+struct QueryState {
+  std::int64_t n_done = 0;
+  double noise = 0.0;
+  double largest = 0.0;          // largest K_ii so far
+  std::vector<double> fit;       // p of the scores done
+  std::vector<double> cholesky;  // dual: rows of L, packed
+  std::vector<double> gram;      // primal: lower triangle, (d + 2, d + 2)
+  bool primal = false;
+};
+
+// The rows of the dual form's Cholesky factor.
+inline auto dual_row(const QueryState& state) {
+  return [&state](std::int64_t i) { return state.cholesky.data() + i * (i + 1) / 2; };
+}
+
+// Updates one query; see QueryModel and Searcher::posterior for the formulas.
+class QueryUpdate {
+ public:
+  QueryUpdate(MatrixView<const float> items, VectorView<const float> offsets,
+              const QueryModel& model, VectorView<const std::int32_t> ids,
+              VectorView<const float> y, const float* prior)
+      : k_(kernels()),
+        items_(items),
+        offsets_(offsets),
+        model_(model),
+        ids_(ids),
+        y_(y),
+        prior_(prior),
+        d_(items.cols) {}
+
+  // Scores appended cost n d flops each (dual: and n^2), a call n^2 or, in the primal form, d^3
+  // / 3.
+  void run(QueryState& state, float* out) {
+    if (ids_.empty()) {
+      std::copy_n(prior_, d_, out);
+      return;
+    }
+    append(state);
+    std::vector<double> step(static_cast<std::size_t>(d_), 0.0);
+    const double along_prior = state.primal ? solve_primal(state, step) : solve_dual(state, step);
+    const double prior_weight = model_.centred ? 1.0 + along_prior : model_.mix;
+    const double step_weight = model_.centred ? 1.0 : 1.0 - model_.mix;
+    for (std::int64_t j = 0; j < d_; ++j)
+      out[j] = static_cast<float>(prior_weight * prior_[j] + step_weight * step[j]);
+  }
+
+  // See Searcher::posterior. An item costs 2 n d + n^2 flops or, in the primal form, d^2.
+  void posterior(QueryState& state, VectorView<const std::int32_t> items, VectorView<float> means,
+                 VectorView<float> variances) {
+    append(state);
+    std::vector<double> whitened;  // L^-1 of what the scores say, in either form
+    if (state.primal) {
+      whitened = factorise_primal(state);
+    } else {
+      whitened = residuals(state);
+      solve_lower(k_, dual_row(state), ids_.size, whitened.data());
+    }
+    std::vector<double> with_scores(whitened.size());
+    const double noise = ids_.empty() ? model_.noise_variance : state.noise;
+    for (std::int64_t c = 0; c < items.size; ++c) {
+      const std::int32_t i = items[c];
+      means[c] = variances[c] = std::numeric_limits<float>::quiet_NaN();
+      if (i < 0) continue;
+      const double p = k_.dot_wide(items_.row(i), prior_, d_);
+      const double prior_mean = model_.offset + (offsets_.empty() ? 0.0 : offsets_[i]) + p;
+      const double unknown = state.primal ? spread_primal(state, i, p, with_scores)
+                                          : spread_dual(state, i, p, with_scores);
+      const auto n = static_cast<std::int64_t>(whitened.size());
+      const double moved = k_.dot_f64(with_scores.data(), whitened.data(), n);
+      means[c] = static_cast<float>(prior_mean + moved);
+      variances[c] = static_cast<float>(std::max(0.0, unknown) + noise);
+    }
+  }
+
+ private:
+  void append(QueryState& state) {
+    const std::int64_t n = ids_.size;
+    if (state.n_done > n) throw std::invalid_argument("known: scores were taken away");
+    for (std::int64_t i = state.n_done; i < n; ++i) {
+      const float* v = items_.row(ids_[i]);
+      const double p = k_.dot_wide(v, prior_, d_);
+      state.fit.push_back(p);
+      state.largest = std::max(state.largest, kernel(v, v, p, p));
+    }
+    double noise = std::max(model_.noise_variance, kRidgeFloor * state.largest);
+    if (noise == 0.0) noise = 1.0;  // all K_ii are zero: any positive number will do
+    const bool primal = n > d_ + 2;
+    if (primal != state.primal) {  // from the first score on: the other form
+      state.primal = primal;
+      state.n_done = 0;
+      state.cholesky = {};
+      state.gram.assign(static_cast<std::size_t>((d_ + 2) * (d_ + 2)), 0.0);
+    } else if (!primal && noise != state.noise) {  // the floor rose
+      state.n_done = 0;
+      state.cholesky.clear();
+    }
+    state.noise = noise;
+    if (primal) {
+      for (std::int64_t i = state.n_done; i < n; ++i) append_primal(state, i);
+    } else {
+      for (std::int64_t i = state.n_done; i < n; ++i) append_dual(state, i);
+    }
+    state.n_done = n;
+  }
+
+  double kernel(const float* a, const float* b, double p_a, double p_b) const {
+    return model_.factor_variance * k_.dot_wide(a, b, d_) +
+           model_.prior_scale_variance * p_a * p_b + model_.shift_variance;
+  }
+
+  std::vector<double> residuals(const QueryState& state) const {
+    std::vector<double> residual(static_cast<std::size_t>(ids_.size));
+    for (std::int64_t i = 0; i < ids_.size; ++i) {
+      const double offset = offsets_.empty() ? 0.0 : offsets_[ids_[i]];
+      residual[i] = y_[i] - model_.offset - offset - (model_.centred ? state.fit[i] : 0.0);
+    }
+    return residual;
+  }
+
+  void append_dual(QueryState& state, std::int64_t i) const {
+    const float* v = items_.row(ids_[i]);
+    state.cholesky.resize(static_cast<std::size_t>((i + 1) * (i + 2) / 2));
+    double* row = state.cholesky.data() + i * (i + 1) / 2;
+    for (std::int64_t j = 0; j <= i; ++j)
+      row[j] = kernel(v, items_.row(ids_[j]), state.fit[i], state.fit[j]);
+    row[i] += state.noise;
+    if (!cholesky_row(k_, dual_row(state), i, row))
+      throw std::runtime_error("the system of a query is not solvable: factors not finite?");
+  }
+
+  // Fills column with L^-1 K_Si and returns the variance of item i that the scores leave.
+  double spread_dual(const QueryState& state, std::int64_t i, double p,
+                     std::vector<double>& column) const {
+    const float* v = items_.row(i);
+    for (std::int64_t j = 0; j < ids_.size; ++j)
+      column[j] = kernel(v, items_.row(ids_[j]), p, state.fit[j]);
+    solve_lower(k_, dual_row(state), ids_.size, column.data());
+    return kernel(v, v, p, p) - k_.dot_f64(column.data(), column.data(), ids_.size);
+  }
+
+  // Fills step with factor_variance V^T a and returns prior_scale_variance p.a.
+  double solve_dual(const QueryState& state, std::vector<double>& step) const {
+    std::vector<double> a = residuals(state);
+    solve_lower(k_, dual_row(state), ids_.size, a.data());
+    solve_upper(k_, dual_row(state), ids_.size, a.data());
+    double along_prior = 0.0;
+    for (std::int64_t i = 0; i < ids_.size; ++i) {
+      k_.axpy_wide(model_.factor_variance * a[i], items_.row(ids_[i]), step.data(), d_);
+      along_prior += model_.prior_scale_variance * state.fit[i] * a[i];
+    }
+    return along_prior;
+  }
+
+  void append_primal(QueryState& state, std::int64_t i) {
+    fill_features(ids_[i], state.fit[i]);
+    for (std::int64_t j = 0; j < d_ + 2; ++j)
+      k_.axpy_f64(features_[j], features_.data(), state.gram.data() + j * (d_ + 2), j + 1);
+  }
+
+  void fill_features(std::int64_t item, double p) {
+    features_.resize(static_cast<std::size_t>(d_ + 2));
+    const double scale = std::sqrt(model_.factor_variance);
+    const float* v = items_.row(item);
+    for (std::int64_t j = 0; j < d_; ++j) features_[j] = scale * v[j];
+    features_[d_] = std::sqrt(model_.prior_scale_variance) * p;
+    features_[d_ + 1] = std::sqrt(model_.shift_variance);
+  }
+
+  const double* primal_row(std::int64_t i) const { return system_.data() + i * (d_ + 2); }
+
+  // Leaves the Cholesky factor L of the primal system in system_; returns L^-1 F^T residual.
+  std::vector<double> factorise_primal(const QueryState& state) {
+    const std::int64_t n_features = d_ + 2;
+    system_ = state.gram;
+    std::vector<double> x(static_cast<std::size_t>(n_features), 0.0);
+    const std::vector<double> residual = residuals(state);
+    for (std::int64_t i = 0; i < ids_.size; ++i) {
+      fill_features(ids_[i], state.fit[i]);
+      k_.axpy_f64(residual[i], features_.data(), x.data(), n_features);
+    }
+    const auto row = [this](std::int64_t i) { return primal_row(i); };
+    for (std::int64_t i = 0; i < n_features; ++i) {
+      double* mine = system_.data() + i * n_features;
+      mine[i] += state.noise;
+      if (!cholesky_row(k_, row, i, mine))
+        throw std::runtime_error("the system of a query is not solvable: factors not finite?");
+    }
+    solve_lower(k_, row, n_features, x.data());
+    return x;
+  }
+
+  double solve_primal(const QueryState& state, std::vector<double>& step) {
+    std::vector<double> x = factorise_primal(state);
+    solve_upper(k_, [this](std::int64_t i) { return primal_row(i); }, d_ + 2, x.data());
+    const double scale = std::sqrt(model_.factor_variance);
+    for (std::int64_t j = 0; j < d_; ++j) step[j] = scale * x[j];
+    return std::sqrt(model_.prior_scale_variance) * x[d_];
+  }
+
+  // The same as spread_dual of L^-1 f, f the features of item i: noise |L^-1 f|^2.
+  double spread_primal(const QueryState& state, std::int64_t i, double p,
+                       std::vector<double>& column) {
+    fill_features(i, p);
+    std::copy(features_.begin(), features_.end(), column.begin());
+    solve_lower(k_, [this](std::int64_t j) { return primal_row(j); }, d_ + 2, column.data());
+    return state.noise * k_.dot_f64(column.data(), column.data(), d_ + 2);
+  }
+
+  const Kernels& k_;
+  MatrixView<const float> items_;
+  VectorView<const float> offsets_;
+  const QueryModel& model_;
+  VectorView<const std::int32_t> ids_;
+  VectorView<const float> y_;
+  const float* prior_;
+  std::int64_t d_;
+  std::vector<double> features_;
+  std::vector<double> system_;
+};
+
+}  // namespace cexnn::cpu
