@@ -79,6 +79,12 @@ def test_unknown_words_give_zero() -> None:
     assert encoder([]).shape == (0, 2)
 
 
+def test_texts_may_come_from_a_generator() -> None:
+    encoder = LsaEncoder.fit((text for text in TEXTS), n_dims=2, min_df=1)
+    expected = LsaEncoder.fit(TEXTS, n_dims=2, min_df=1)(TEXTS)
+    np.testing.assert_array_equal(encoder(text for text in TEXTS), expected)
+
+
 def test_one_by_one_gives_the_same() -> None:
     encoder = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1)
     single = np.concatenate([encoder([text]) for text in TEXTS])
@@ -108,7 +114,9 @@ def test_refuses_a_foreign_file(tmp_path: Path) -> None:
     ("texts", "options", "name"),
     [
         ("one string", {}, "texts"),
-        ([1, 2], {}, "texts"),
+        (dict.fromkeys(TEXTS), {}, "texts"),
+        ([1, 2], {}, "texts[0]"),
+        (TEXTS, {"n_dims": 1.5}, "n_dims"),
         (TEXTS, {"n_dims": 0}, "n_dims"),
         (TEXTS, {"n_dims": len(TEXTS), "min_df": 1}, "n_dims"),
         (TEXTS, {"n_dims": 2, "min_df": 0}, "min_df"),

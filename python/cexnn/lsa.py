@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import svds
+
+from cexnn.checks import check_int
+from cexnn.items import is_list_like
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
 _STOP_WORDS = """
@@ -78,13 +81,13 @@ class LsaEncoder:
 
     @classmethod
     def fit(
-        cls, texts: Sequence[str], *, n_dims: int = 128, min_df: int = 2, seed: int = 0
+        cls, texts: Iterable[str], *, n_dims: int = 128, min_df: int = 2, seed: int = 0
     ) -> LsaEncoder:
         """Learn words, weights and directions from texts.
 
         Parameters
         ----------
-        texts : sequence of str
+        texts : iterable of str
             The texts, usually the items.
         n_dims : int
             Length of the vectors; below the number of texts and of kept words.
@@ -103,11 +106,9 @@ class LsaEncoder:
         ValueError
             For arguments that do not fit together.
         """
-        _check_texts(texts)
-        if n_dims < 1:
-            raise ValueError(f"n_dims: expected at least 1, got {n_dims}")
-        if min_df < 1:
-            raise ValueError(f"min_df: expected at least 1, got {min_df}")
+        texts = _check_texts(texts)
+        n_dims = check_int("n_dims", n_dims, minimum=1)
+        min_df = check_int("min_df", min_df, minimum=1)
         document_counts = Counter(word for text in texts for word in set(split_words(text)))
         frequent = {word for word, count in document_counts.items() if count >= min_df}
         terms = sorted(frequent.difference(_STOP_WORDS.split()))
@@ -128,12 +129,12 @@ class LsaEncoder:
         right *= np.where(largest < 0, -1.0, 1.0)[:, None]
         return cls(terms, idf, np.ascontiguousarray(right.T, np.float32))
 
-    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def __call__(self, texts: Iterable[str]) -> NDArray[np.float32]:
         """Encode texts.
 
         Parameters
         ----------
-        texts : sequence of str
+        texts : iterable of str
             The texts; a single string is refused.
 
         Returns
@@ -141,7 +142,7 @@ class LsaEncoder:
         ndarray, float32, (n_texts, n_dims)
             Rows of length 1 (0 for a text without a known word), C-contiguous.
         """
-        _check_texts(texts)
+        texts = _check_texts(texts)
         projected = np.asarray(self._weigh(texts) @ self._components, np.float32)
         norms = np.linalg.norm(projected, axis=1, keepdims=True)
         return np.ascontiguousarray(projected / np.where(norms > 0, norms, 1))
@@ -209,6 +210,11 @@ class LsaEncoder:
         return csr_array((data, ids, np.array(starts, np.int64)), shape=shape)
 
 
-def _check_texts(texts: Sequence[str]) -> None:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise ValueError("texts: expected a sequence of strings")
+def _check_texts(texts: Iterable[str]) -> list[str]:
+    if not is_list_like(texts):
+        raise ValueError(f"texts: expected a sequence of strings, got {type(texts).__name__}")
+    found = list(texts)
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ValueError(f"texts[{number}]: expected a string, got {type(text).__name__}")
+    return found
