@@ -191,6 +191,8 @@ def calibrate(
     sums: Wide = np.bincount(scores.indices, weights=residual, minlength=scores.shape[1]).astype(
         np.float64, copy=False
     )
+    if np.count_nonzero(np.diff(scores.indptr)) == 1:  # what one query likes, others may not
+        counts, sums = np.zeros_like(counts), np.zeros_like(sums)
     item_offsets = np.zeros(scores.shape[1])
     offset_map: FloatArray = np.zeros(0, dtype=np.float32)
     if item_embeddings is not None:
