@@ -57,6 +57,44 @@ def test_an_item_without_scores_goes_to_its_embedding(world):
     assert np.allclose(ratio, ratio[0, 0], rtol=1e-4)
 
 
+def stretched(world):
+    """An index of a cross-encoder that sees the embeddings stretched, and likes some places."""
+    rows, items = csr_array(world.scores).nonzero()
+    ramp = np.linspace(0, 2, world.items.shape[1])
+    seen = (world.train_queries[rows] * world.items[items]) @ ramp
+    scores = csr_array((seen + 5 * world.items[items] @ (ramp - 1), (rows, items)), shape=(60, 400))
+    return Index.build(
+        scores,
+        item_embeddings=world.items,
+        query_embeddings=world.train_queries,
+        item_factors="inductive",
+        regularization=(1e6, 0.1),  # the queries stay in their places: the items have to move
+    )
+
+
+def test_an_item_without_scores_goes_where_the_maps_say(world):
+    index = stretched(world)
+    index.add(world.items[:50])
+    plain = world.items[:50] * np.float32(index._learned.item_scale)
+    assert np.abs(index.item_factors[400:] - plain).max() > 0.1
+    assert np.allclose(index.item_factors[400:], index.item_factors[:50], atol=1e-4)
+    expected = world.items[:50] @ index._learned.offset_map
+    assert np.abs(expected).max() > 1
+    assert np.allclose(index.item_offsets[400:], expected, atol=1e-4)
+
+
+def test_scores_of_an_added_item_correct_its_offset(world):
+    index = stretched(world)
+    learned, offset = index._learned, index.info()["query_model"]["offset"]
+    above = np.float32([4.0, 6.0, 5.0])  # of three queries, above what its embedding says
+    factors = world.items[0] @ learned.factor_map
+    expected = offset + world.items[0] @ learned.offset_map + learned.query_factors[:3] @ factors
+    column = csr_array((above + expected, ([0, 1, 2], [0, 0, 0])), shape=(60, 1))
+    index.add(world.items[:1], column)
+    moved = index.item_offsets[400] - world.items[0] @ learned.offset_map
+    assert moved == pytest.approx(15 / (3 + 5), abs=1e-3)
+
+
 @pytest.mark.parametrize("update", ["calibrated", "least_squares"])
 def test_removed_items_are_never_found(world, table_scorer, update):
     index = shortened(world, 400)

@@ -282,6 +282,35 @@ def test_bad_arguments_are_named_before_any_call(world, index, table_scorer, nam
     assert not scorer.seen.any()
 
 
+@pytest.mark.parametrize(("factor", "shift"), [(2.0**12, 0.0), (2.0**-12, 0.0), (1.0, 4096.0)])
+def test_without_training_scores_their_unit_and_zero_do_not_matter(
+    world, table_scorer, factor, shift
+):
+    index = Index.build(item_embeddings=world.items)
+    first, other = (
+        index.search(table_scorer(table), range(world.n_queries), **options(world)).scored.indices
+        for table in (world.table, world.table * np.float32(factor) + np.float32(shift))
+    )
+    assert np.mean(first == other) > 0.9  # the shift rounds the scores: near ties may turn
+
+
+def test_what_is_left_of_the_budget_goes_to_the_first_rounds(world, index, table_scorer):
+    scorer = table_scorer(world.table)
+    index.search(scorer, range(world.n_queries), **options(world, budget=11, rounds=4))
+    assert scorer.batches == [size * world.n_queries for size in (3, 3, 3, 2)]
+
+
+def test_a_scorer_may_write_into_its_arguments(world, index, table_scorer):
+    def scorer(queries, rows, items):
+        scores = world.table[rows, items]
+        rows[:], items[:] = -1, -1
+        return scores
+
+    a = index.search(scorer, range(world.n_queries), **options(world))
+    b = index.search(table_scorer(world.table), range(world.n_queries), **options(world))
+    assert np.array_equal(a.ids, b.ids)
+
+
 def test_one_text_is_not_a_batch(index, table_scorer, world):
     with pytest.raises(ValueError, match="^queries:"):
         index.search(table_scorer(world.table), "a query")
