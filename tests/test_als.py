@@ -6,7 +6,8 @@ from scipy.sparse import coo_array, csr_array
 
 import cexnn
 from cexnn import reference
-from cexnn.score_csr import check_scores
+from cexnn.als import _split
+from cexnn.score_csr import check_scores, stored_rows
 
 
 def planted(rng, n, m, d, share):
@@ -181,3 +182,17 @@ def test_a_matrix_without_queries_leaves_the_items_at_zero():
     factors = cexnn.factorize(coo_array((0, 3), dtype=np.float32))
     assert factors.queries.shape == (0, 1)
     np.testing.assert_array_equal(factors.items, np.zeros((3, 1)))
+
+
+def test_regularization_is_judged_by_the_top_quarter_of_held_out_scores():
+    rng = np.random.default_rng(0)
+    table = rng.normal(size=(30, 200)).astype(np.float32)
+    kept, (rows, items, truth) = _split(check_scores(csr_array(table)), rng)
+    stored = np.zeros(table.shape, dtype=bool)
+    stored[stored_rows(kept), kept.indices] = True
+    assert stored.mean() == pytest.approx(0.85, abs=0.02)
+    np.testing.assert_array_equal(truth, table[rows, items])
+    for row in range(30):
+        held = np.sort(table[row][~stored[row]])
+        best = held[len(held) - int(np.ceil(0.25 * len(held))) :]
+        np.testing.assert_array_equal(np.sort(truth[rows == row]), best)
