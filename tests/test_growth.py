@@ -1,5 +1,7 @@
 """New items in a built index, and items taken out of it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
@@ -182,3 +184,18 @@ def test_bad_items_change_nothing(world):
         with pytest.raises(ValueError, match="^ids:"):
             index.remove(ids)
     assert index.n_removed == 0
+
+
+def test_adding_from_several_threads_gives_every_item_its_own_id(world):
+    index = shortened(world, 100)
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda part: index.add(world.items[part : part + 5]), range(40)))
+    assert sorted(np.concatenate(ids).tolist()) == list(range(100, 300))
+    assert index.n_items == 300
+
+
+def test_factors_cannot_be_changed_from_outside(world):
+    index = shortened(world, 50)
+    for array in (index.item_factors, index.item_offsets):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0

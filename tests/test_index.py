@@ -96,6 +96,12 @@ def test_a_shift_of_the_scores_does_not_matter(world, table_scorer, both):
     assert world.recall(b.ids, 10) == pytest.approx(world.recall(a.ids, 10), abs=0.03)
 
 
+def test_scores_beyond_what_single_precision_can_square(world):
+    huge = csr_array(world.scores).astype(np.float32)
+    huge.data = huge.data * np.float32(1e30)
+    assert np.isfinite(Index.build(huge).item_factors).all()
+
+
 def test_same_seed_same_index_whatever_the_threads(world, both):
     again = build(world, "both", num_threads=5)
     assert np.array_equal(again.item_factors, both.item_factors)
@@ -158,7 +164,9 @@ def test_saved_and_loaded_it_answers_the_same(world, table_scorer, tmp_path, for
     index.save(tmp_path / "items.cexnn")
     loaded = Index.load(tmp_path / "items.cexnn", mmap=mmap, verify=True)
     assert loaded.info() == index.info()
-    assert loaded.item_factors.flags.writeable != mmap  # a mapping of the file is read-only
+    assert (
+        loaded._learned.item_factors.flags.writeable != mmap
+    )  # a mapping of the file is read-only
     a = search(world, index, table_scorer(world.table))
     b = search(world, loaded, table_scorer(world.table))
     assert np.array_equal(a.ids, b.ids)
@@ -201,7 +209,15 @@ def test_a_file_that_disagrees_with_itself(both, saved):
         storage.write(saved, {**arrays, name: array}, own)
         with pytest.raises(IndexFileError, match="not an index"):
             Index.load(saved)
-    for text in ("", "{}", "[]", own["index"].replace('"query_scale": ', '"query_scale": 1e999')):
+    described = json.loads(own["index"])
+    model = described["model"]
+    crafted = [
+        {**described, "query_scale": 10**400},
+        {**described, "model": []},
+        {**described, "model": {**model, "noise_variance": -1.0}},
+        {**described, "model": {**model, "offset": float("nan")}},
+    ]
+    for text in ("", "{}", "[]", *map(json.dumps, crafted)):
         storage.write(saved, arrays, {"index": text})
         with pytest.raises(IndexFileError, match="not an index"):
             Index.load(saved)
@@ -264,8 +280,12 @@ BAD = {
     "regularization": [
         {"scores": ONE, "regularization": -1.0},
         {"scores": ONE, "regularization": "no"},
+        {"item_embeddings": ITEMS, "regularization": "no"},
     ],
-    "n_iterations": [{"scores": ONE, "n_iterations": 0}],
+    "n_iterations": [
+        {"scores": ONE, "n_iterations": 0},
+        {"item_embeddings": ITEMS, "n_iterations": 0},
+    ],
     "seed": [{"scores": ONE, "seed": -1}],
     "device": [{"scores": ONE, "device": "tpu"}],
     "num_threads": [{"scores": ONE, "num_threads": 0}],

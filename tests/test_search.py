@@ -340,3 +340,46 @@ def test_mix_changes_the_least_squares_update(world, index, table_scorer):
 def test_public_names_are_there():
     for name in cexnn.__all__:
         assert getattr(cexnn, name) is not None
+
+
+def test_the_callers_first_items_are_read_only_to_the_search(world):
+    own = Index.build(item_embeddings=world.items)
+    own.remove([3])
+    first = np.tile(np.arange(20, dtype=np.int32), (world.n_queries, 1))
+    first.setflags(write=False)
+    session = own.session(world.n_queries, k=5, budget=10, rounds=2, first=first)
+    assert 3 not in session.ask()[1]
+    assert first[0, 3] == 3
+
+
+def test_changing_first_during_a_search_changes_nothing(world, index):
+    first = np.tile(np.arange(20, dtype=np.int32), (world.n_queries, 1))
+    session = index.session(world.n_queries, **options(world, first=first))
+    first[:] = 7
+    assert session.ask()[1].reshape(world.n_queries, 10)[0].tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("error", [SystemExit, MemoryError, KeyboardInterrupt, GeneratorExit])
+def test_whatever_ends_a_search_carries_the_session(world, index, table_scorer, error):
+    def fail(rows, items):
+        raise error
+
+    with pytest.raises((error, ScorerError)) as caught:
+        index.search(
+            Failing(table_scorer(world.table), fail), range(world.n_queries), **options(world)
+        )
+    assert caught.value.session.result().n_calls.tolist() == [20] * world.n_queries
+
+
+def test_an_answer_too_large_for_the_memory_fails_before_it_is_paid_for(world, index, table_scorer):
+    scorer = table_scorer(world.table)
+    for k in (10**13, 2**70):
+        with pytest.raises((MemoryError, ValueError, OverflowError)):
+            index.search(scorer, range(world.n_queries), **options(world, k=k))
+    assert not scorer.seen.any()
+
+
+def test_queries_have_to_be_a_sequence(world, index, table_scorer):
+    for queries in ((q for q in range(8)), None, set(range(8)), b"query"):
+        with pytest.raises(ValueError, match="^queries:"):
+            index.search(table_scorer(world.table), queries, **options(world))

@@ -95,6 +95,7 @@ class QueryUpdate {
   void append(QueryState& state) {
     const std::int64_t n = ids_.size;
     if (state.n_done > n) throw std::invalid_argument("known: scores were taken away");
+    state.fit.resize(static_cast<std::size_t>(state.n_done));  // more if the last call threw
     for (std::int64_t i = state.n_done; i < n; ++i) {
       const float* v = items_.row(ids_[i]);
       const double p = k_.dot_wide(v, prior_, d_);

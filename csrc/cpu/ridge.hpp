@@ -72,7 +72,7 @@ class RidgeSolver {
       : k_(kernels), factors_(factors), d_(factors.cols) {}
 
   // out = argmin |y - A x|^2 + lambda |x - prior|^2, A = factors[ids]; prior may be null: zero.
-  // False, out untouched, if the factorisation breaks down.
+  // False, out untouched, if the factorisation breaks down or the solution overflows.
   bool solve(VectorView<const std::int32_t> ids, VectorView<const float> y, const float* prior,
              double regularization, float* out) {
     const std::int64_t n = ids.size;
@@ -89,6 +89,8 @@ class RidgeSolver {
     const Real lambda = static_cast<Real>(std::max(regularization, floor));
     step_.assign(static_cast<std::size_t>(d_), Real(0));
     if (n < d_ ? !dual(ids, lambda) : !primal(ids, lambda)) return false;
+    if (!std::all_of(step_.begin(), step_.end(), [](Real x) { return std::isfinite(x); }))
+      return false;
     for (std::int64_t j = 0; j < d_; ++j)
       out[j] = static_cast<float>((prior == nullptr ? 0.0 : prior[j]) + step_[j]);
     return true;

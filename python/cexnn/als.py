@@ -16,7 +16,7 @@ from cexnn.device import resolve_device, resolve_num_threads
 from cexnn.progress import ProgressBar, progress_bar
 from cexnn.score_csr import check_scores, csr_from_pairs, stored_rows, take_rows
 
-__all__ = ["Factors", "factorize"]
+__all__ = ["Factors", "check_regularization", "factorize", "stored_products"]
 
 FloatArray = NDArray[np.float32]
 
@@ -134,16 +134,26 @@ def factorize(
     check_int("n_factors", n_factors, minimum=1)
     rng = np.random.default_rng(check_int("seed", seed, minimum=0))
     start = _start(matrix, v0, n_factors, rng)
-    if isinstance(regularization, str):
-        check_choice("regularization", regularization, ("auto",))
+    lambdas = check_regularization(regularization)
+    if lambdas is None:
         lambdas = _choose(matrix, u0, v0, start, rng, threads)
-    else:
-        lambdas = _pair(regularization)
     with progress_bar(progress, n_iterations, description="factorize", unit="sweep") as bar:
         return _run(matrix, u0, v0, start, lambdas, n_iterations, threads, bar)
 
 
-def _pair(regularization: float | tuple[float, float]) -> tuple[float, float]:
+def check_regularization(
+    regularization: float | tuple[float, float] | str,
+) -> tuple[float, float] | None:
+    """Return the regularisation of queries and of items; None for ``"auto"``.
+
+    Raises
+    ------
+    ValueError
+        Another text, or not one or two numbers of at least 0.
+    """
+    if isinstance(regularization, str):
+        check_choice("regularization", regularization, ("auto",))
+        return None
     both = regularization if isinstance(regularization, tuple) else (regularization,) * 2
     if len(both) != 2:
         raise ValueError(f"regularization: expected one or two numbers, got {regularization!r}")
@@ -224,7 +234,7 @@ def _choose(
         if at not in errors:
             found = _run(kept, u0, v0, start, lambdas(at), TUNING_ITERATIONS, num_threads)
             fit = np.einsum("ij,ij->i", found.queries[rows], found.items[cols])
-            errors[at] = float(np.mean((truth - fit) ** 2, dtype=np.float64))
+            errors[at] = float(np.mean((truth.astype(np.float64) - fit) ** 2))
         return errors[at]
 
     def lambdas(at: tuple[int, int]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cexnn.als import Factors
+from cexnn.als import Factors, check_regularization
 from cexnn.checks import check_choice, check_int, check_matrix
 from cexnn.item_factors import FORMS, FactorMaker
 from cexnn.learned import Learned
@@ -62,6 +62,8 @@ def learn(
 ) -> Learned:
     """Check the arguments of `Index.build` and learn what they allow; see there."""
     check_int("seed", seed, minimum=0)
+    check_int("n_iterations", n_iterations, minimum=1)
+    check_regularization(regularization)
     check_choice("item_factors", item_factors, ("auto", *FORMS))
     items, queries, matrix = item_embeddings, query_embeddings, None
     if items is not None:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from cexnn.checks import check_ids, check_int
 from cexnn.progress import progress_bar
 from cexnn.score_csr import MAX_SIZE, csr_from_pairs
-from cexnn.scorer import Scorer, ScorerError, call_scorer
+from cexnn.scorer import Scorer, ScorerError, call_scorer, check_call
 
 __all__ = ["check_call", "exact", "found_shares", "recall"]
 
@@ -19,26 +19,6 @@ FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
 
 CHUNK_SIZE = 8192  # pairs in one call of the scorer, at most
-
-
-def check_call(scorer: Scorer, queries: Sequence[Any]) -> int:
-    """Check what a search scores with and for.
-
-    Returns
-    -------
-    int
-        The number of queries.
-
-    Raises
-    ------
-    ValueError
-        ``scorer`` cannot be called, or ``queries`` is a single text or no sequence.
-    """
-    if not callable(scorer):
-        raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}")
-    if isinstance(queries, str | bytes) or not hasattr(queries, "__len__"):
-        raise ValueError(f"queries: expected a sequence of queries, got {type(queries).__name__}")
-    return len(queries)
 
 
 def exact(

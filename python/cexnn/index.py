@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Self
@@ -17,7 +18,7 @@ from cexnn.device import resolve_device, resolve_num_threads
 from cexnn.growth import with_items, without_items
 from cexnn.learned import Learned, read, write
 from cexnn.schedule import check_stop, resolve_rounds
-from cexnn.scorer import Scorer
+from cexnn.scorer import Scorer, check_call
 from cexnn.search import SearchResult, Session, run
 
 __all__ = ["Index"]
@@ -47,13 +48,14 @@ class _Items:
 class Index:
     """Items ready to be searched with a cross-encoder; made by `Index.build` or `Index.load`.
 
-    May be searched from several threads. `add` and `remove` change it for the searches that start
+    May be used from several threads. `add` and `remove` change it for the searches that start
     afterwards; those under way go on over the items that they began with.
     """
 
     def __init__(self, learned: Learned, *, device: str = "auto") -> None:
         self._device = resolve_device(device)
         self._items = _Items(learned)
+        self._growing = threading.Lock()
 
     @classmethod
     def build(
@@ -167,13 +169,13 @@ class Index:
 
     @property
     def item_factors(self) -> FloatArray:
-        """Item factors, (n_items, n_factors) float32."""
-        return self._learned.item_factors
+        """Item factors, (n_items, n_factors) float32, read-only."""
+        return _read_only(self._learned.item_factors)
 
     @property
     def item_offsets(self) -> FloatArray:
-        """What the cross-encoder gives each item for every query, (n_items,) float32."""
-        return self._learned.item_offsets
+        """What the cross-encoder gives each item for every query, (n_items,) float32, read-only."""
+        return _read_only(self._learned.item_offsets)
 
     def info(self) -> dict[str, Any]:
         """Return what the index holds and what its build learned, as plain values."""
@@ -267,12 +269,8 @@ class Index:
         >>> result.ids, result.scores
         (array([[0, 2]], dtype=int32), array([[5., 4.]], dtype=float32))
         """
-        if isinstance(queries, str | bytes):
-            raise ValueError("queries: expected a sequence of queries, got a single one")
-        if not callable(scorer):
-            raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}")
         session = self.session(
-            len(queries),
+            check_call(scorer, queries),
             k=k,
             budget=budget,
             rounds=rounds,
@@ -322,9 +320,10 @@ class Index:
         if mix != 0 and update == "calibrated":
             raise ValueError("mix: expected 0 with update='calibrated', which learns it")
         state, opening = self._items, None
+        n_items = len(state.learned.item_factors)
         if first is not None:
-            opening = check_ids("first", first, rows=n_queries, n_items=self.n_items)
-            opening[np.isin(opening, state.removed)] = -1
+            given = check_ids("first", first, rows=n_queries, n_items=n_items)
+            opening = np.where(np.isin(given, state.removed), np.int32(-1), given)
         model, calibrated = state.learned.model, update == "calibrated"
         openers = [state.plain]
         if calibrated and state.calibrated is not state.plain:
@@ -333,9 +332,9 @@ class Index:
             openers[-1],
             openers,
             model.calibrated() if calibrated else model.least_squares(mix),
-            self._priors(n_queries, query_embeddings, opening is not None),
-            n_items=len(state.learned.item_factors),
-            n_searchable=len(state.learned.item_factors) - len(state.removed),
+            _priors(state.learned, n_queries, query_embeddings, opened=opening is not None),
+            n_items=n_items,
+            n_searchable=n_items - len(state.removed),
             k=k,
             budget=budget,
             rounds=resolve_rounds(rounds, budget),
@@ -349,24 +348,6 @@ class Index:
             ),
             num_threads=resolve_num_threads(num_threads),
         )
-
-    def _priors(
-        self, n_queries: int, query_embeddings: FloatArray | None, opened: bool
-    ) -> FloatArray:
-        learned = self._learned
-        if query_embeddings is None:
-            if not learned.in_score_units and not opened:
-                raise ValueError(
-                    "query_embeddings: expected for an index built without scores (or items to "
-                    "open with: first), got None"
-                )
-            return np.tile(learned.mean_query, (n_queries, 1))
-        if learned.n_dims is None:
-            raise ValueError("query_embeddings: expected None, the index was built without any")
-        given = check_matrix(
-            "query_embeddings", query_embeddings, rows=n_queries, cols=learned.n_dims
-        )
-        return given * np.float32(learned.query_scale)
 
     def add(self, item_embeddings: Any = None, scores: Any = None) -> IdArray:
         """Place new items without a refit; the ids of all others stay as they are.
@@ -400,11 +381,12 @@ class Index:
         >>> index.add(np.ones((2, 3), dtype=np.float32))
         array([3, 4], dtype=int32)
         """
-        n_before = self.n_items
-        self._items = _Items(
-            with_items(self._learned, item_embeddings, scores, resolve_num_threads(None))
-        )
-        return np.arange(n_before, self.n_items, dtype=np.int32)
+        with self._growing:
+            n_before = self.n_items
+            self._items = _Items(
+                with_items(self._learned, item_embeddings, scores, resolve_num_threads(None))
+            )
+            return np.arange(n_before, self.n_items, dtype=np.int32)
 
     def remove(self, ids: Any) -> None:
         """Take items out: no search finds them again. The ids of all others stay as they are.
@@ -422,7 +404,8 @@ class Index:
         given = check_ids("ids", np.unique(np.asarray(ids))[None], rows=1, n_items=self.n_items)[0]
         if np.ndim(ids) != 1 or (given < 0).any():
             raise ValueError(f"ids: expected ids from 0 to {self.n_items - 1}, got {ids!r}")
-        self._items = _Items(without_items(self._learned, given))
+        with self._growing:
+            self._items = _Items(without_items(self._learned, given))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one file, in the safetensors format; see `cexnn.storage`.
@@ -469,3 +452,26 @@ class Index:
         """
         resolve_device(device)
         return cls(read(path, mmap=mmap, verify=verify), device=device)
+
+
+def _priors(
+    learned: Learned, n_queries: int, query_embeddings: FloatArray | None, *, opened: bool
+) -> FloatArray:
+    """Query factors before any score is known, (n_queries, n_factors) float32."""
+    if query_embeddings is None:
+        if not learned.in_score_units and not opened:
+            raise ValueError(
+                "query_embeddings: expected for an index built without scores (or items to "
+                "open with: first), got None"
+            )
+        return np.tile(learned.mean_query, (n_queries, 1))
+    if learned.n_dims is None:
+        raise ValueError("query_embeddings: expected None, the index was built without any")
+    given = check_matrix("query_embeddings", query_embeddings, rows=n_queries, cols=learned.n_dims)
+    return given * np.float32(learned.query_scale)
+
+
+def _read_only(array: FloatArray) -> FloatArray:
+    view = array.view()
+    view.flags.writeable = False
+    return view

@@ -137,7 +137,11 @@ def write_folder(path: str | os.PathLike[str], content: IndexFolder) -> None:
         if target.exists():
             old = target.with_name(f".{target.name}.{mark}.old")
             target.rename(old)
-            scratch.rename(target)
+            try:
+                scratch.rename(target)
+            except OSError:
+                old.rename(target)
+                raise
             shutil.rmtree(old, ignore_errors=True)
         else:
             scratch.rename(target)

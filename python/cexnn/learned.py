@@ -104,7 +104,7 @@ def read(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> Learned:
     arrays, metadata = storage.read(path, mmap=mmap, verify=verify)
     try:
         return _together(arrays, json.loads(metadata["index"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise IndexFileError(f"{os.fspath(path)}: not an index of cexnn: {error}") from error
 
 
@@ -133,4 +133,7 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
         **{name: bool(described[name]) for name in FLAGS},
     }
     model = QueryModel(**{name: float(value) for name, value in described["model"].items()})
+    variances = {name: value for name, value in asdict(model).items() if name != "offset"}
+    if not math.isfinite(model.offset) or not all(0 <= v < math.inf for v in variances.values()):
+        raise ValueError(f"{model} is no model")
     return Learned(**parts, n_dims=n_dims, model=model, facts=dict(described["facts"]))

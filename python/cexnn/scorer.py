@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from cexnn.search import Session
 
-__all__ = ["PairScorer", "Scorer", "ScorerError", "call_scorer"]
+__all__ = ["PairScorer", "Scorer", "ScorerError", "call_scorer", "check_call"]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
@@ -72,6 +72,28 @@ class ScorerError(RuntimeError):
         self.scores = scores
         self.session: Session | None = None
         self.paid: scipy.sparse.csr_array | None = None
+
+
+def check_call(scorer: Scorer, queries: Sequence[Any]) -> int:
+    """Check what a search scores with and for.
+
+    Returns
+    -------
+    int
+        The number of queries.
+
+    Raises
+    ------
+    ValueError
+        ``scorer`` cannot be called, or ``queries`` is a single text or no sequence.
+    """
+    if not callable(scorer):
+        raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}")
+    if isinstance(queries, str | bytes) or not (
+        hasattr(queries, "__len__") and hasattr(queries, "__getitem__")
+    ):
+        raise ValueError(f"queries: expected a sequence of queries, got {type(queries).__name__}")
+    return len(queries)
 
 
 def call_scorer(

@@ -109,6 +109,7 @@ class Session:
         self._counts = np.zeros(n_queries, dtype=np.int64)
         nothing: IdArray = np.empty(0, dtype=np.int32)
         self._pending = (nothing, nothing)
+        self.result()  # an answer too large for the memory fails before anything is paid for
 
     @property
     def n_queries(self) -> int:
@@ -279,21 +280,17 @@ def run(
     ------
     ScorerError
         The scorer failed. Its ``session`` holds every score obtained, those of the failed call
-        included; so does the attribute ``session`` of a `KeyboardInterrupt`.
+        included. So does the attribute ``session`` of whatever else ends it, Ctrl-C say.
     """
-    with progress_bar(progress, session.n_rounds, description="search", unit="round") as bar:
-        while not session.done:
-            rows, items = session.ask()
-            try:
-                scores = call_scorer(scorer, queries, rows, items)
-            except ScorerError as error:
-                if error.scores is not None and np.shape(error.scores) == rows.shape:
-                    session.tell(error.scores, allow_missing=True)
-                error.session = session
-                raise
-            except KeyboardInterrupt as interrupt:
-                interrupt.session = session  # type: ignore[attr-defined]
-                raise
-            session.tell(scores)
-            bar.update(1)
-    return session.result()
+    try:
+        with progress_bar(progress, session.n_rounds, description="search", unit="round") as bar:
+            while not session.done:
+                rows, items = session.ask()
+                session.tell(call_scorer(scorer, queries, rows, items))
+                bar.update(1)
+            return session.result()
+    except BaseException as error:  # whatever it is: the scores were paid for
+        if isinstance(error, ScorerError) and error.scores is not None:
+            session.tell(error.scores, allow_missing=True)
+        error.session = session  # type: ignore[attr-defined]
+        raise

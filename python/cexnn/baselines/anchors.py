@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn.checks import check_int
-from cexnn.evaluate import check_call
 from cexnn.score_matrix import score_pairs
-from cexnn.scorer import Scorer
+from cexnn.scorer import Scorer, check_call
 
 __all__ = ["Anchors"]
 

@@ -12,9 +12,8 @@ from cexnn import _core
 from cexnn.baselines.anchors import Anchors
 from cexnn.checks import check_float, check_ids, check_int, check_matrix
 from cexnn.device import resolve_num_threads
-from cexnn.evaluate import check_call
 from cexnn.prior import QueryModel
-from cexnn.scorer import Scorer
+from cexnn.scorer import Scorer, check_call
 from cexnn.search import SearchResult, Session, resolve_rounds, run
 
 __all__ = ["adacur", "anncur"]

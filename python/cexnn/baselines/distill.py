@@ -14,9 +14,8 @@ from cexnn.baselines.first_stage import retrieve_and_rerank
 from cexnn.baselines.map_fitting import Lesson, fit_map
 from cexnn.baselines.paper import fit_scale
 from cexnn.checks import check_float, check_int, check_matrix
-from cexnn.evaluate import check_call
 from cexnn.score_csr import check_scores, take_rows
-from cexnn.scorer import Scorer
+from cexnn.scorer import Scorer, check_call
 from cexnn.search import SearchResult
 
 __all__ = ["Distilled", "distill"]

@@ -10,8 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cexnn.baselines.sessions import start
 from cexnn.checks import check_ids, check_int, check_matrix
-from cexnn.evaluate import check_call
-from cexnn.scorer import Scorer
+from cexnn.scorer import Scorer, check_call
 from cexnn.search import SearchResult, run
 
 __all__ = ["retrieve_and_rerank"]
