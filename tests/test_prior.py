@@ -2,14 +2,7 @@ import numpy as np
 import pytest
 from scipy.sparse import coo_array
 
-from cexnn.prior import (
-    QueryModel,
-    calibrate,
-    default_query_model,
-    embedding_scales,
-    fit_query_model,
-    mean_square_norm,
-)
+from cexnn.prior import calibrate, embedding_map, embedding_scales, mean_square_norm
 from cexnn.score_csr import check_scores
 
 
@@ -75,44 +68,26 @@ def test_scales_leave_both_sides_of_one_size():
     assert left == pytest.approx(mean_square_norm(item_scale * items), rel=1e-3)
 
 
-def sampled(truth, n_queries, rng):
-    """Queries drawn from the model itself."""
-    for _ in range(n_queries):
-        factors = rng.normal(size=(rng.integers(30, 200), 5)).astype(np.float32)
-        fits = factors @ rng.normal(size=5)
-        y = (np.sqrt(truth.prior_scale_variance) * rng.normal()) * fits
-        y += np.sqrt(truth.factor_variance) * factors @ rng.normal(size=5)
-        y += np.sqrt(truth.shift_variance) * rng.normal()
-        y += np.sqrt(truth.noise_variance) * rng.normal(size=len(fits))
-        yield factors, fits.astype(np.float32), y.astype(np.float32)
+def test_what_every_query_likes_is_told_from_what_one_likes():
+    """With the queries in two halves, one half's taste must help with the other's."""
+    rng = np.random.default_rng(7)
+    items = rng.normal(size=(200, 10)).astype(np.float32)
+    tastes = rng.normal(size=(2, 10))
+    found = calibrate(dense(np.stack([items @ tastes[0], items @ tastes[1]])), None, items)
+    assert np.abs(found.offset_map).max() < 0.2
+    same = np.stack([items @ tastes[0]] * 2)
+    assert np.allclose(calibrate(dense(same), None, items).offset_map, tastes[0], atol=0.1)
 
 
-def test_variances_are_recovered_from_their_own_samples():
-    truth = QueryModel(0.5, 0.3, 2.0, 0.2, -1.0)
-    start = default_query_model(3.0, 5.0, -1.0)
-    rng = np.random.default_rng(5)
-    found, _ = fit_query_model(start, sampled(truth, 300, rng), rng)
-    for name in ("factor_variance", "prior_scale_variance", "shift_variance", "noise_variance"):
-        assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=0.25), name
-    assert found.offset == -1.0
+def test_a_few_scores_shrink_the_slope():
+    # Covariance and variance of one query's two products, 0 and 1, by hand: slope 1 over (2 + 10).
+    found = calibrate(dense(np.float32([[0, 1]])), np.float32([[1]]), np.float32([[0], [1]]))
+    assert found.slope == pytest.approx(2 / 12)
 
 
-def test_the_likelihood_is_that_of_the_normal_distribution():
-    truth = QueryModel(0.5, 0.3, 2.0, 0.2, 0.0)
-    rng = np.random.default_rng(6)
-    systems = [(f[:20], p[:20], y[:20]) for f, p, y in sampled(truth, 3, rng)]
-    found, loss = fit_query_model(truth, systems, rng)
-    expected = 0.0
-    for factors, fits, y in systems:
-        V, p = factors.astype(float), fits.astype(float)
-        covariance = found.factor_variance * V @ V.T
-        covariance += found.prior_scale_variance * np.outer(p, p) + found.shift_variance
-        covariance += found.noise_variance * np.eye(20)
-        _, log_determinant = np.linalg.slogdet(covariance)
-        expected += 0.5 * (y @ np.linalg.solve(covariance, y) + log_determinant)
-    assert loss == pytest.approx(expected / 60, rel=1e-6)
-
-
-def test_without_queries_the_start_remains():
-    start = default_query_model(1.0, 1.0, 0.0)
-    assert fit_query_model(start, [], np.random.default_rng(0))[0] == start
+def test_a_map_that_does_not_help_held_out_items_is_zero():
+    rng = np.random.default_rng(8)
+    items = rng.normal(size=(60, 5)).astype(np.float32)
+    liked = items @ rng.normal(size=(5, 1))
+    liked[1::2] *= -1  # what half of the items teach misleads about the other half
+    assert not embedding_map(items, np.ones(60), liked).any()

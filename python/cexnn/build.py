@@ -15,14 +15,8 @@ from cexnn.als import Factors, check_regularization
 from cexnn.checks import check_choice, check_int, check_matrix
 from cexnn.item_factors import FORMS, FactorMaker
 from cexnn.learned import Learned
-from cexnn.prior import (
-    Calibration,
-    QueryModel,
-    default_query_model,
-    embedding_scales,
-    fit_query_model,
-    mean_square_norm,
-)
+from cexnn.prior import Calibration, embedding_scales, mean_square_norm
+from cexnn.query_model import QueryModel, default_query_model, fit_query_model
 from cexnn.score_csr import check_scores, take_rows
 
 __all__ = ["learn"]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn import storage
-from cexnn.prior import QueryModel
+from cexnn.query_model import QueryModel
 from cexnn.storage import IndexFileError
 
 __all__ = ["Learned", "read", "write"]

@@ -1,31 +1,28 @@
-"""From a dual encoder's embeddings, and training scores, to what a search believes beforehand.
+"""From a dual encoder's embeddings, and training scores, to what is expected of a score.
 
-A score is modelled as ``y = b + o_i + g p_i + v_i . w + shift + noise`` with ``p_i = u0 . v_i``:
-`calibrate` fits the offset ``b``, the slope behind ``p`` and the item offsets ``o``;
-`fit_query_model` the variances of the rest, which differ from query to query.
+`calibrate` fits the offset ``b``, the slope behind ``p_i = u0 . v_i`` and the item offsets ``o`` of
+the model in `cexnn.query_model`, ``y = b + o_i + g p_i + v_i . w + shift + noise``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
-from cexnn import _core
 from cexnn.als import stored_products
 
 __all__ = [
     "Calibration",
-    "QueryModel",
     "calibrate",
     "embedding_map",
     "embedding_scales",
-    "fit_query_model",
+    "mean_square_norm",
+    "shrunken_mean",
 ]
 
 FloatArray = NDArray[np.float32]
@@ -35,67 +32,6 @@ OFFSET_SHRINKAGE = 5.0  # scores; an item's own mean counts as much as the rest 
 SLOPE_SHRINKAGE = 10.0  # scores
 MAP_PENALTIES = 10.0 ** np.arange(-1, 5)  # of maps from embeddings of unit size
 LEAST_SLOPE = 0.1  # residual deviations that a unit of dot product is worth, at least, in V
-MAX_MODEL_SCORES = 128  # of one query, to fit the variances
-
-
-@dataclass(frozen=True)
-class QueryModel:
-    """How a query's scores vary about the prior; see the module's formula.
-
-    Attributes
-    ----------
-    factor_variance : float
-        Of each component of ``w``.
-    prior_scale_variance : float
-        Of ``g``, whose mean is 1.
-    shift_variance, noise_variance : float
-        In squared score units.
-    offset : float
-        ``b``, in score units.
-    """
-
-    factor_variance: float
-    prior_scale_variance: float
-    shift_variance: float
-    noise_variance: float
-    offset: float
-
-    def calibrated(self) -> _core.QueryModel:
-        """Return the native model of ``update="calibrated"``: the posterior mean."""
-        return _core.QueryModel(**asdict(self), centred=True, mix=0.0)
-
-    def least_squares(self, mix: float) -> _core.QueryModel:
-        """Return the native model of ``update="least_squares"``."""
-        return _core.QueryModel(
-            factor_variance=1.0,
-            prior_scale_variance=0.0,
-            shift_variance=0.0,
-            noise_variance=0.0,
-            offset=self.offset,
-            centred=False,
-            mix=mix,
-        )
-
-
-def default_query_model(residual_variance: float, square_norm: float, offset: float) -> QueryModel:
-    """Return the model where nothing is known but the scores' spread about the prior.
-
-    Parameters
-    ----------
-    residual_variance : float
-        Variance of the scores about the prior.
-    square_norm : float
-        Mean squared norm of the item factors.
-    offset : float
-        ``b``.
-    """
-    return QueryModel(
-        factor_variance=0.35 * residual_variance / square_norm,
-        prior_scale_variance=0.1,
-        shift_variance=0.3 * residual_variance,
-        noise_variance=0.12 * residual_variance,
-        offset=offset,
-    )
 
 
 @dataclass(frozen=True)
@@ -196,7 +132,8 @@ def calibrate(
     item_offsets = np.zeros(scores.shape[1])
     offset_map: FloatArray = np.zeros(0, dtype=np.float32)
     if item_embeddings is not None:
-        offset_map = embedding_map(item_embeddings, counts, sums[:, None])[:, 0]
+        split = [_sums(scores, residual, half) for half in _halves(scores)]
+        offset_map = embedding_map(item_embeddings, counts, sums[:, None], split)[:, 0]
         item_offsets = (item_embeddings @ offset_map).astype(np.float64)
     item_offsets += shrunken_mean(sums - counts * item_offsets, counts)
     residual -= item_offsets[scores.indices]
@@ -216,12 +153,31 @@ def calibrate(
     )
 
 
+def _halves(scores: csr_array) -> tuple[Wide, Wide]:
+    """Weights 1 and 0 of the scores of every other query that has any, and of the rest."""
+    sizes = np.diff(scores.indptr)
+    first: Wide = np.repeat(np.cumsum(sizes > 0) % 2, sizes).astype(np.float64)
+    return first, 1 - first
+
+
+def _sums(scores: csr_array, residual: Wide, weights: Wide) -> tuple[Wide, Wide]:
+    n_items = scores.shape[1]
+    counts = np.bincount(scores.indices, weights=weights, minlength=n_items)
+    sums = np.bincount(scores.indices, weights=weights * residual, minlength=n_items)
+    return counts.astype(np.float64), sums.astype(np.float64)[:, None]
+
+
 def shrunken_mean(sums: Wide, counts: Wide) -> Wide:
     """Mean residual of each item, drawn to 0 where it has few scores."""
     return sums / (counts + OFFSET_SHRINKAGE)
 
 
-def embedding_map(embeddings: FloatArray, counts: Wide, sums: Wide) -> FloatArray:
+def embedding_map(
+    embeddings: FloatArray,
+    counts: Wide,
+    sums: Wide,
+    split: Sequence[tuple[Wide, Wide]] | None = None,
+) -> FloatArray:
     """Map embeddings linearly to what was observed of the items, by ridge regression.
 
     Minimises ``sum_i counts_i |sums_i / counts_i - e_i W|^2 + penalty |W|^2`` over the items with
@@ -234,6 +190,9 @@ def embedding_map(embeddings: FloatArray, counts: Wide, sums: Wide) -> FloatArra
         Observations of each item: their weight.
     sums : (n_items, t) float64
         Sums of the observed vectors.
+    split : two pairs of counts and sums, optional
+        The observations in two parts that share no query: what one part's queries like must help
+        with the other's. By default both are all of them.
 
     Returns
     -------
@@ -242,9 +201,9 @@ def embedding_map(embeddings: FloatArray, counts: Wide, sums: Wide) -> FloatArra
     """
     scored = np.flatnonzero(counts)
     unit = 1.0 / math.sqrt(mean_square_norm(embeddings))
+    parts = ((counts, sums), (counts, sums)) if split is None else split
     halves = [
-        _normal_equations(embeddings, half, counts, sums, unit)
-        for half in (scored[::2], scored[1::2])
+        _normal_equations(embeddings, scored[at::2], *part, unit) for at, part in enumerate(parts)
     ]
     errors = np.zeros(len(MAP_PENALTIES))
     for (gram, right), (held_gram, held_right) in (halves, halves[::-1]):
@@ -256,7 +215,7 @@ def embedding_map(embeddings: FloatArray, counts: Wide, sums: Wide) -> FloatArra
     best = int(np.argmin(errors))
     if errors[best] >= 0:  # no better than no map
         return np.zeros((embeddings.shape[1], sums.shape[1]), dtype=np.float32)
-    gram, right = halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
+    gram, right = _normal_equations(embeddings, scored, counts, sums, unit)
     weights = np.linalg.solve(gram + MAP_PENALTIES[best] * np.eye(len(gram)), right)
     return (unit * weights).astype(np.float32)
 
@@ -272,85 +231,3 @@ def _normal_equations(
         gram += (counts[part, None] * rows).T @ rows
         right += rows.T @ sums[part]
     return gram, right
-
-
-def fit_query_model(
-    start: QueryModel,
-    queries: Iterable[tuple[FloatArray, FloatArray, FloatArray]],
-    rng: np.random.Generator,
-) -> tuple[QueryModel, float]:
-    """Fit the variances by marginal likelihood over queries that taught the model nothing else.
-
-    Parameters
-    ----------
-    start : QueryModel
-        Where the search for the variances begins, and what it leans to where queries are few.
-    queries : iterable of (factors, fits, residuals)
-        Of a query's scored items: their factors (n, d), ``p`` (n,), and ``y - b - o - p`` (n,).
-    rng : Generator
-        Draws 128 of the scores of a query that has more.
-
-    Returns
-    -------
-    QueryModel
-        With ``start``'s offset.
-    float
-        Mean negative log likelihood of a score; comparable between models of the same scores.
-    """
-    systems = [_diagonalise(*query, rng) for query in queries]
-    width = max((len(values) for values, *_ in systems), default=0)
-    if width == 0:
-        return start, math.inf
-    padded = np.zeros((4, len(systems), width))
-    stored = np.zeros((len(systems), width), dtype=bool)
-    for row, system in enumerate(systems):
-        stored[row, : len(system[0])] = True
-        for part, vector in zip(padded, system, strict=True):
-            part[row, : len(vector)] = vector
-
-    names = ("factor_variance", "prior_scale_variance", "shift_variance", "noise_variance")
-    origin = np.log([getattr(start, name) for name in names])
-
-    def loss(shift: Wide) -> float:
-        likelihood = _negative_log_likelihood(np.exp(origin + shift), padded, stored)
-        return likelihood + 0.125 * float(shift @ shift)  # a lean to the start, worth few scores
-
-    bounds = [(-7.0, 7.0)] * len(names)
-    found = minimize(loss, np.zeros(len(names)), method="L-BFGS-B", bounds=bounds)
-    variances = dict(zip(names, map(float, np.exp(origin + found.x)), strict=True))
-    likelihood = _negative_log_likelihood(np.exp(origin + found.x), padded, stored)
-    return replace(start, **variances), likelihood / int(stored.sum())
-
-
-def _diagonalise(
-    factors: FloatArray, fits: FloatArray, residuals: FloatArray, rng: np.random.Generator
-) -> tuple[Wide, Wide, Wide, Wide]:
-    """Eigenvalues of ``V V'``, and in its eigenvectors: residuals, fits and the vector of ones."""
-    if len(residuals) > MAX_MODEL_SCORES:
-        picked = rng.choice(len(residuals), MAX_MODEL_SCORES, replace=False)
-        factors, fits, residuals = factors[picked], fits[picked], residuals[picked]
-    wide = factors.astype(np.float64)
-    values, vectors = np.linalg.eigh(wide @ wide.T)
-    turned = vectors.T @ np.stack([residuals, fits, np.ones(len(fits))], axis=1)
-    return np.maximum(values, 0), turned[:, 0], turned[:, 1], turned[:, 2]
-
-
-def _negative_log_likelihood(variances: Wide, systems: Wide, stored: NDArray[np.bool_]) -> float:
-    """Of the residuals under ``tau^2 V V' + kappa^2 p p' + beta^2 1 1' + sigma^2 I``.
-
-    The first and the last term are diagonal in the eigenvectors of ``V V'``, the other two are of
-    rank one: Woodbury's identity leaves a 2 x 2 system a query.
-    """
-    factor, scale, shift, noise = variances
-    values, residuals, fits, ones = systems
-    weights = np.where(stored, 1.0 / (factor * values + noise), 0.0)
-    pp = 1.0 + scale * (weights * fits * fits).sum(axis=1)
-    p1 = math.sqrt(scale * shift) * (weights * fits * ones).sum(axis=1)
-    q1 = 1.0 + shift * (weights * ones * ones).sum(axis=1)
-    rp = math.sqrt(scale) * (weights * fits * residuals).sum(axis=1)
-    r1 = math.sqrt(shift) * (weights * ones * residuals).sum(axis=1)
-    determinant = pp * q1 - p1**2
-    explained = (q1 * rp**2 - 2 * p1 * rp * r1 + pp * r1**2) / determinant
-    quadratic = (weights * residuals**2).sum(axis=1) - explained
-    logs = np.log(determinant) - np.log(weights, where=stored, out=np.zeros_like(weights)).sum(1)
-    return float(0.5 * (quadratic + logs).sum())

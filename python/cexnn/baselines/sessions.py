@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from cexnn import _core
 from cexnn.checks import check_int
 from cexnn.device import resolve_num_threads
-from cexnn.prior import QueryModel
+from cexnn.query_model import QueryModel
 from cexnn.search import Session, resolve_rounds
 
 __all__ = ["start"]
