@@ -199,3 +199,10 @@ def test_factors_cannot_be_changed_from_outside(world):
     for array in (index.item_factors, index.item_offsets):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
+
+
+def test_a_transductive_index_takes_new_items_by_their_embeddings_alone(world):
+    index = shortened(world, 320, item_factors="transductive")
+    twin = index.add(world.items[:1])[0]
+    ratio = index.item_factors[twin] / world.items[0]
+    assert np.allclose(ratio, ratio[0], rtol=1e-4)

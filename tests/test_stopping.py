@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from cexnn import Index, ScorerError, _core, reference
 from cexnn.schedule import confident, round_sizes
@@ -269,3 +270,43 @@ def test_stop_is_refused_where_variances_mean_nothing(world, index):
     assert not Index.build(world.scores).session(2, **options(world, **without)).done
     items_only = Index.build(world.scores, item_embeddings=world.items)
     assert not items_only.session(2, **options(world, **without)).done
+
+
+def test_a_plan_cut_short_is_made_again(monkeypatch):
+    """An interrupt while the next round is planned must not cost the queries that would stop."""
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(300, 6)).astype(np.float32)
+    table = rng.normal(size=(40, 6)) @ items.T
+    rows, cols = np.nonzero(rng.random(table.shape) < 0.3)
+    index = Index.build(
+        csr_array((table[rows, cols], (rows, cols)), shape=table.shape), n_factors=6
+    )
+    options = {"k": 1, "budget": 100, "rounds": 10, "stop": "confident"}
+
+    def run(session):
+        while not session.done:
+            rows, cols = session.ask()
+            try:
+                session.tell(table[rows, cols])
+            except KeyboardInterrupt:
+                monkeypatch.undo()
+        return session.result()
+
+    whole = run(index.session(40, **options))
+    assert whole.n_calls.mean() < 90
+    session = index.session(40, **options)
+
+    def interrupt(size):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "_next", interrupt)
+    again = run(session)
+    assert np.array_equal(again.n_calls, whole.n_calls)
+    assert np.array_equal(again.ids, whole.ids)
+
+
+def test_rows_to_keep_have_to_ascend():
+    searcher = _core.Searcher(np.ones((4, 2), np.float32), None)
+    for rows in ([2, 2], [2, 1], [0, 3], [-1]):
+        with pytest.raises(ValueError, match="ascending"):
+            searcher.keep(searcher.make_state(3), np.int32(rows))

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "../searcher.hpp"
@@ -106,10 +107,12 @@ class QueryUpdate {
     if (noise == 0.0) noise = 1.0;  // all K_ii are zero: any positive number will do
     const bool primal = n > d_ + 2;
     if (primal != state.primal) {  // from the first score on: the other form
-      state.primal = primal;
+      std::vector<double> gram;
+      if (primal) gram.assign(static_cast<std::size_t>((d_ + 2) * (d_ + 2)), 0.0);
+      state.primal = primal;  // nothing throws from here on
       state.n_done = 0;
       state.cholesky = {};
-      state.gram.assign(static_cast<std::size_t>((d_ + 2) * (d_ + 2)), 0.0);
+      state.gram = std::move(gram);
     } else if (!primal && noise != state.noise) {  // the floor rose
       state.n_done = 0;
       state.cholesky.clear();

@@ -89,10 +89,11 @@ class RidgeSolver {
     const Real lambda = static_cast<Real>(std::max(regularization, floor));
     step_.assign(static_cast<std::size_t>(d_), Real(0));
     if (n < d_ ? !dual(ids, lambda) : !primal(ids, lambda)) return false;
-    if (!std::all_of(step_.begin(), step_.end(), [](Real x) { return std::isfinite(x); }))
-      return false;
-    for (std::int64_t j = 0; j < d_; ++j)
-      out[j] = static_cast<float>((prior == nullptr ? 0.0 : prior[j]) + step_[j]);
+    for (std::int64_t j = 0; j < d_; ++j) {
+      step_[j] += static_cast<Real>(prior == nullptr ? 0.0F : prior[j]);
+      if (!std::isfinite(static_cast<float>(step_[j]))) return false;
+    }
+    for (std::int64_t j = 0; j < d_; ++j) out[j] = static_cast<float>(step_[j]);
     return true;
   }
 

@@ -18,10 +18,14 @@ class CpuSearchState final : public SearchState {
   explicit CpuSearchState(std::int64_t n_queries) : queries(static_cast<std::size_t>(n_queries)) {}
 
   void keep(VectorView<const std::int32_t> kept) override {
+    std::int64_t least = 0;
+    for (const std::int32_t q : kept) {  // all of them first: a refusal changes nothing
+      if (q < least || q >= static_cast<std::int64_t>(queries.size()))
+        throw std::invalid_argument("queries: expected ascending row numbers of the state");
+      least = q + std::int64_t{1};
+    }
     std::int64_t n = 0;
     for (const std::int32_t q : kept) {
-      if (q < n || q >= static_cast<std::int64_t>(queries.size()))
-        throw std::invalid_argument("queries: expected ascending row numbers of the state");
       if (q != n)
         queries[static_cast<std::size_t>(n)] = std::move(queries[static_cast<std::size_t>(q)]);
       ++n;

@@ -142,14 +142,14 @@ def _from_scores(
     chosen, model = _choose(trial, scores, queries, held, wanted, rng)
     final = _maker(scores, queries, items, replace(options, regularization=trial.regularization))
     factors = final.make(chosen)
-    calibration = final.calibration
+    calibration, mapped = final.calibration, chosen in ("inductive", "joined")
     return Learned(
         item_factors=factors.items,
         item_offsets=calibration.item_offsets,
         mean_query=factors.queries[used].mean(axis=0, dtype=np.float64).astype(np.float32),
         query_factors=factors.queries,
         offset_map=calibration.offset_map,
-        factor_map=final.factor_map() if chosen != "embeddings" else _no_map(factors.items),
+        factor_map=final.factor_map() if mapped else _no_map(factors.items),
         query_scale=calibration.query_scale,
         item_scale=calibration.item_scale,
         item_regularization=final.regularization[1],

@@ -139,8 +139,9 @@ def write_folder(path: str | os.PathLike[str], content: IndexFolder) -> None:
             target.rename(old)
             try:
                 scratch.rename(target)
-            except OSError:
-                old.rename(target)
+            except BaseException:
+                if not target.exists():
+                    old.rename(target)
                 raise
             shutil.rmtree(old, ignore_errors=True)
         else:

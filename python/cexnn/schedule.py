@@ -100,6 +100,8 @@ def confident(
     if found.shape[1] < k:
         return np.zeros(len(found), dtype=np.bool_)
     kth_best = np.partition(found, -k, axis=1)[:, [-k]]
-    distances = (means - kth_best) / (WIDENING * np.sqrt(variances))
-    expected: NDArray[np.float64] = np.nansum(ndtr(distances.astype(np.float64)), axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a certain score, at the bar: NaN
+        gaps = means.astype(np.float64) - kth_best
+        distances = gaps / (WIDENING * np.sqrt(variances.astype(np.float64)))
+    expected: NDArray[np.float64] = np.nansum(ndtr(distances), axis=1)
     return (expected <= MISSED_SHARE * k) & np.isfinite(kth_best[:, 0])

@@ -136,15 +136,22 @@ class Session:
             Query rows, ascending, and item ids. While pairs asked for before have no score yet,
             those again; empty when `done`.
         """
+        if (
+            len(self._pending[0]) == 0
+            and self._stop_confident
+            and self._round > 0
+            and not self.done
+        ):
+            self._plan()  # where the plan of the last `tell` was cut short
         if len(self._pending[0]) == 0 and not self.done:
             size = self._sizes[self._round]
             if self._planned is not None:
-                new, self._planned = self._planned[:, :size], None
+                new = self._planned[:, :size]
             else:
                 new = self._open() if self._round == 0 else self._next(size)
-            self._round += 1
             stored, columns = np.nonzero(new >= 0)
-            self._pending = (self._running[stored].astype(np.int32), new[stored, columns])
+            pending = (self._running[stored].astype(np.int32), new[stored, columns])
+            self._round, self._planned, self._pending = self._round + 1, None, pending
         rows, items = self._pending
         return rows.copy(), items.copy()
 
@@ -181,9 +188,10 @@ class Session:
                 f"scores: expected finite numbers, got {values[j]} for query {rows[j]}, "
                 f"item {items[j]}"
             )
-        self._append(rows[: len(values)][told], items[: len(values)][told], values[told])
         kept = np.concatenate([~told, np.ones(len(rows) - len(values), dtype=bool)])
-        self._pending = (rows[kept], items[kept])
+        waiting = (rows[kept], items[kept])
+        counts = self._append(rows[~kept], items[~kept], values[told])
+        self._counts, self._pending = counts, waiting  # at once: an interrupt cannot come between
         if self._stop_confident and not kept.any() and 0 < self._round < len(self._sizes):
             self._plan()
 
@@ -209,13 +217,14 @@ class Session:
     def _known(self) -> NDArray[np.bool_]:
         return np.arange(self._ids.shape[1]) < self._counts[:, None]
 
-    def _append(self, rows: IdArray, items: IdArray, scores: FloatArray) -> None:
+    def _append(self, rows: IdArray, items: IdArray, scores: FloatArray) -> NDArray[np.int64]:
+        """Write scores behind those known, and return the counts that make them known."""
         sizes = np.bincount(rows, minlength=self.n_queries)
         rank = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         place = self._counts[rows] + rank
         self._ids[rows, place] = items
         self._scores[rows, place] = scores
-        self._counts += sizes
+        return self._counts + sizes
 
     def _open(self) -> IdArray:
         """Open with the caller's items, filled up with the openers' best, taken in turn."""
@@ -250,9 +259,16 @@ class Session:
         )
         found = np.where(self._known(), self._scores, -np.inf)[self._running]
         going = ~confident(means, variances, found, self._k)
-        self._searcher.keep(self._state, np.flatnonzero(going).astype(np.int32))
-        self._running, self._priors = self._running[going], self._priors[going]
-        self._planned = ids[going]
+        kept = np.flatnonzero(going).astype(np.int32)
+        grown, fresh = self._state, self._searcher.make_state(len(kept))
+        self._running, self._priors, self._planned, self._state = (
+            self._running[going],
+            self._priors[going],
+            ids[going],
+            fresh,  # all at once; an interrupt from here on only costs what had been grown
+        )
+        self._searcher.keep(grown, kept)
+        self._state = grown
 
     def _told(self) -> tuple[NDArray[np.int64], IdArray, FloatArray]:
         """Return what the model may know of the running queries, as the arrays of a CSR matrix."""
@@ -290,7 +306,11 @@ def run(
                 bar.update(1)
             return session.result()
     except BaseException as error:  # whatever it is: the scores were paid for
-        if isinstance(error, ScorerError) and error.scores is not None:
-            session.tell(error.scores, allow_missing=True)
         error.session = session  # type: ignore[attr-defined]
+        if isinstance(error, ScorerError) and error.scores is not None:
+            try:
+                session.tell(error.scores, allow_missing=True)
+            except BaseException as second:
+                second.session = session  # type: ignore[attr-defined]
+                raise
         raise
