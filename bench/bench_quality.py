@@ -46,17 +46,19 @@ INDEXING_BUDGETS, N_TIMED_PAIRS = (100, 500), 1024
 PANELS = ((10, 100), (100, 100), (10, 500), (100, 500))  # k, budget
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budgets", type=int, nargs="+", default=[50, 100, 200, 500])
+def arguments(description, **options):
+    """Parse --data, --out and a script's own options, name to keywords, and find the data."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    for name, keywords in options.items():
+        parser.add_argument(f"--{name}", **keywords)
     parser.add_argument("--data", type=Path, help="folder of medquad_faq; else under CEXNN_DATA")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-    if options.data is None:
+    parsed = parser.parse_args()
+    if parsed.data is None:
         if "CEXNN_DATA" not in os.environ:
             parser.error("CEXNN_DATA is not set: no real data to measure on")
-        options.data = Path(os.environ["CEXNN_DATA"]) / "medquad_faq"
-    return options
+        parsed.data = Path(os.environ["CEXNN_DATA"]) / "medquad_faq"
+    return parsed
 
 
 def load(folder):
@@ -258,7 +260,9 @@ def machine():
 
 
 def main():
-    options = arguments()
+    options = arguments(
+        __doc__, budgets={"type": int, "nargs": "+", "default": [50, 100, 200, 500]}
+    )
     table, scores, queries, items = load(options.data)
     numbers, test = range(len(table)), queries[: len(table)]
 

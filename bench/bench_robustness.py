@@ -12,18 +12,15 @@ recorded), and exits with 1 where a recall is more than 0.02 below.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
 
-from bench_quality import RESULTS, load, machine
+from bench_quality import arguments, load, machine
 from cexnn import Index
 from cexnn.baselines import retrieve_and_rerank
 
@@ -254,21 +251,10 @@ def print_row(row):
     return row
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=[""], help="parts of conditions' names")
-    parser.add_argument("--data", type=Path, help="folder of medquad_faq; else under CEXNN_DATA")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-    if options.data is None:
-        if "CEXNN_DATA" not in os.environ:
-            parser.error("CEXNN_DATA is not set: no real data to measure on")
-        options.data = Path(os.environ["CEXNN_DATA"]) / "medquad_faq"
-    return options
-
-
 def main():
-    options = arguments()
+    options = arguments(
+        __doc__, only={"nargs": "+", "default": [""], "help": "parts of conditions' names"}
+    )
     original = medquad(options.data)
     print(f"recall@{'/'.join(map(str, KS))}, {ROUNDS} rounds")
     print(f"{'condition':32} budget  reranking          cexnn              least difference")

@@ -16,31 +16,14 @@ of the build and scored in full, after a first value, 1.25, had proved too sure 
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 
-from bench_quality import KS, RESULTS, load, machine
+from bench_quality import KS, arguments, load, machine
 from cexnn import Index
 from cexnn.evaluate import exact
-
-
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--budgets", type=int, nargs="+", default=[100, 200, 500, 1000])
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--data", type=Path, help="folder of medquad_faq; else under CEXNN_DATA")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    options = parser.parse_args()
-    if options.data is None:
-        if "CEXNN_DATA" not in os.environ:
-            parser.error("CEXNN_DATA is not set: no real data to measure on")
-        options.data = Path(os.environ["CEXNN_DATA"]) / "medquad_faq"
-    return options
 
 
 def measure(search, exact_ids, k, budget, rounds):
@@ -86,7 +69,11 @@ def show(line):
 
 
 def main():
-    options = arguments()
+    options = arguments(
+        __doc__,
+        budgets={"type": int, "nargs": "+", "default": [100, 200, 500, 1000]},
+        rounds={"type": int, "default": 10},
+    )
     table, scores, queries, items = load(options.data)
     index = Index.build(scores, item_embeddings=items, query_embeddings=queries)
 

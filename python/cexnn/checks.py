@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 __all__ = ["check_choice", "check_float", "check_ids", "check_int", "check_matrix"]
 
 
-def check_int(name: str, value: Any, *, minimum: int) -> int:
-    """Return an integer of at least ``minimum``, or raise `ValueError` naming the argument."""
+def check_int(name: str, value: Any, *, minimum: int, maximum: int | None = None) -> int:
+    """Return an integer within bounds, or raise `ValueError` naming the argument."""
     try:
         number = operator.index(value)
     except TypeError:
         number = minimum - 1
-    if number < minimum or isinstance(value, bool):
-        raise ValueError(f"{name}: expected an integer of at least {minimum}, got {value!r}")
+    within = number >= minimum and (maximum is None or number <= maximum)
+    if not within or isinstance(value, bool):
+        bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+        raise ValueError(f"{name}: expected an integer {bounds}, got {value!r}")
     return number
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from cexnn.checkpoint import Checkpoint, Job
+from cexnn.checks import check_int
 from cexnn.progress import progress_bar
 from cexnn.score_csr import MAX_SIZE, check_scores, csr_from_pairs, sort_pairs
 from cexnn.scorer import Scorer, ScorerError, call_scorer
@@ -20,16 +20,6 @@ from cexnn.scorer import Scorer, ScorerError, call_scorer
 __all__ = ["check_scores", "sample_pairs", "score_pairs"]
 
 IdArray = NDArray[np.int32]
-
-
-def _count(name: str, value: Any, low: int, high: int) -> int:
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = low - 1
-    if isinstance(value, bool) or not low <= count <= high:
-        raise ValueError(f"{name}: expected a whole number from {low} to {high}, got {value!r}")
-    return count
 
 
 def _integers(name: str, values: ArrayLike, ndim: int) -> NDArray[Any]:
@@ -101,13 +91,13 @@ def sample_pairs(
     >>> items[:4]
     array([7, 5, 9, 1], dtype=int32)
     """
-    n_queries = _count("n_queries", n_queries, 0, MAX_SIZE)
-    n_items = _count("n_items", n_items, 1, MAX_SIZE)
-    n_per_query = _count("n_per_query", n_per_query, 1, n_items)
+    n_queries = check_int("n_queries", n_queries, minimum=0, maximum=MAX_SIZE)
+    n_items = check_int("n_items", n_items, minimum=1, maximum=MAX_SIZE)
+    n_per_query = check_int("n_per_query", n_per_query, minimum=1, maximum=n_items)
     if not (isinstance(random_fraction, (int, float, np.floating)) and 0 <= random_fraction <= 1):
         raise ValueError(f"random_fraction: expected a number from 0 to 1, got {random_fraction!r}")
     if not isinstance(seed, np.random.Generator):
-        seed = np.random.default_rng(_count("seed", seed, 0, 2**128 - 1))
+        seed = np.random.default_rng(check_int("seed", seed, minimum=0, maximum=2**128 - 1))
     best = np.empty((n_queries, 0), dtype=np.int32)
     if candidates is not None:
         best = _integers("candidates", candidates, 2)
@@ -206,8 +196,8 @@ def score_pairs(
     """
     if not callable(scorer):
         raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}")
-    n_items = _count("n_items", n_items, 1, MAX_SIZE)
-    chunk_size = _count("chunk_size", chunk_size, 1, MAX_SIZE)
+    n_items = check_int("n_items", n_items, minimum=1, maximum=MAX_SIZE)
+    chunk_size = check_int("chunk_size", chunk_size, minimum=1, maximum=MAX_SIZE)
     row_ids, item_ids = _check_pairs(queries, rows, items, n_items)
     shape = (len(queries), n_items)
     with ExitStack() as stack:

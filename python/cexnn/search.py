@@ -109,7 +109,7 @@ class Session:
         self._counts = np.zeros(n_queries, dtype=np.int64)
         nothing: IdArray = np.empty(0, dtype=np.int32)
         self._pending = (nothing, nothing)
-        self.result()  # an answer too large for the memory fails before anything is paid for
+        self._blank()  # an answer too large for the memory fails before anything is paid for
 
     @property
     def n_queries(self) -> int:
@@ -200,8 +200,7 @@ class Session:
         known = self._known()
         ranked = np.where(known, self._scores, -np.inf)
         order = np.lexsort((self._ids, -ranked))[:, : self._k]
-        ids = np.full((self.n_queries, self._k), -1, dtype=np.int32)
-        scores = np.full((self.n_queries, self._k), np.nan, dtype=np.float32)
+        ids, scores = self._blank()
         ids[:, : order.shape[1]] = np.take_along_axis(self._ids, order, axis=1)
         scores[:, : order.shape[1]] = np.take_along_axis(self._scores, order, axis=1)
         by_item = np.argsort(np.where(known, self._ids, self._n_items), axis=1)
@@ -213,6 +212,13 @@ class Session:
             (self.n_queries, self._n_items),
         )
         return SearchResult(ids, scores, self._counts.astype(np.int32), scored)
+
+    def _blank(self) -> tuple[IdArray, FloatArray]:
+        """Return ids and scores of an answer with nothing in it."""
+        shape = (self.n_queries, self._k)
+        ids: IdArray = np.full(shape, -1, dtype=np.int32)
+        scores: FloatArray = np.full(shape, np.nan, dtype=np.float32)
+        return ids, scores
 
     def _known(self) -> NDArray[np.bool_]:
         return np.arange(self._ids.shape[1]) < self._counts[:, None]

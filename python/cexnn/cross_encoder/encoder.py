@@ -10,10 +10,11 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.checks import check_int
 from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
 from cexnn.cross_encoder.hub import find_model_files
 from cexnn.cross_encoder.pair_batches import PairTokens
-from cexnn.cross_encoder.pair_model import PairModel, ScoringStats, at_least
+from cexnn.cross_encoder.pair_model import PairModel, ScoringStats
 from cexnn.scorer import FloatArray
 
 __all__ = ["CrossEncoder"]
@@ -240,7 +241,7 @@ class CrossEncoder:
             As in `predict`; ``item`` is the document's position.
         """
         if top_k is not None:
-            at_least(top_k, 1, "top_k")
+            check_int("top_k", top_k, minimum=1)
         queries = self._model.tokenize_queries([query], "query")
         items = self._model.tokenize_items(_texts(documents, "documents"), "documents[{}]")
         positions = np.arange(len(documents), dtype=np.int32)

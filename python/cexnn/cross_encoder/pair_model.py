@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.checks import check_int
 from cexnn.cross_encoder.onnx_session import OnnxModel
 from cexnn.cross_encoder.pair_batches import PairTokens, pack_batch, pair_lengths, plan_batches
 from cexnn.cross_encoder.tokens import TokenLists, load_tokenizer, pair_format, tokenize
@@ -19,7 +20,7 @@ from cexnn.device import resolve_num_threads
 from cexnn.progress import progress_bar
 from cexnn.scorer import FloatArray, IdArray, ScorerError
 
-__all__ = ["PairModel", "ScoringStats", "at_least"]
+__all__ = ["PairModel", "ScoringStats"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,18 +77,18 @@ class PairModel:
         )  # fmt: skip
         self._tokenizer = load_tokenizer(tokenizer)
         self._format = pair_format(self._tokenizer)
-        self.max_length = at_least(max_length, self._format.n_constants + 2, "max_length")
+        self.max_length = check_int("max_length", max_length, minimum=self._format.n_constants + 2)
         room = self.max_length - self._format.n_constants - 1
         if max_query_length is None:
             max_query_length = min(self.max_length // 2, room)
-        self.max_query_length = at_least(max_query_length, 1, "max_query_length")
+        self.max_query_length = check_int("max_query_length", max_query_length, minimum=1)
         if self.max_query_length > room:
             raise ValueError(
                 f"max_query_length: expected at most {room}, to leave a token for the item within "
                 f"max_length={max_length}, got {max_query_length}"
             )
         if batch_tokens is not None:
-            at_least(batch_tokens, self.max_length, "batch_tokens")
+            check_int("batch_tokens", batch_tokens, minimum=self.max_length)
         self._model = OnnxModel(model, device=device, providers=providers, num_threads=num_threads)
         self.providers = self._model.providers
         default = _DEVICE_BATCH_TOKENS
@@ -145,7 +146,7 @@ class PairModel:
             The model failed; ``scores`` holds what was obtained before.
         """
         if batch_size is not None:
-            at_least(batch_size, 1, "batch_size")
+            check_int("batch_size", batch_size, minimum=1)
         rows = pairs.rows if rows is None else rows
         lengths, cut_items = pair_lengths(pairs, self._format, self.max_length)
         cut_queries = pairs.cut_queries[pairs.rows]
@@ -208,10 +209,3 @@ class PairModel:
                 f"model: expected one that scores pairs of {width} tokens, as max_length="
                 f"{self.max_length} allows, and has one label; it fails: {error}"
             ) from error
-
-
-def at_least(value: int, least: int, name: str) -> int:
-    """Return `value` if it is an integer of at least `least`, else raise a ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
-    return int(value)
