@@ -204,6 +204,7 @@ def test_a_file_that_disagrees_with_itself(both, saved):
     for name, array in (
         ("item_offsets", np.zeros(3, np.float32)),
         ("mean_query", np.zeros(both.n_factors, np.float64)),
+        ("query_map", np.zeros((2, both.n_factors), np.float32)),
         ("item_factors", np.zeros(7, np.float32)),
     ):
         storage.write(saved, {**arrays, name: array}, own)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from cexnn import Index
+from cexnn import Index, recall
 
 FORMS = ["embeddings", "transductive", "inductive", "joined"]
 
@@ -93,6 +93,40 @@ def test_few_queries_keep_the_embeddings(rotated):
         rotated.scores[:9], item_embeddings=rotated.items, query_embeddings=rotated.queries[:9]
     )
     assert few.info()["item_factors"] == "embeddings"
+    assert few.info()["query_map"] is False
+
+
+def test_queries_are_mapped_where_that_helps_others(rotated, tmp_path):
+    index = Index.build(
+        rotated.scores,
+        item_embeddings=rotated.items,
+        query_embeddings=rotated.queries,
+        item_factors="embeddings",  # only the queries can move
+    )
+    assert index.info()["query_map"] is True
+    index.save(tmp_path / "index")
+    other = Rotated(seed=1)
+    table = other.queries @ np.diag([2.0, 2.0, 1.5, 1.0, 0.3, 0.1, 0.0, 0.0]) @ rotated.items.T
+    best = np.argsort(-table, axis=1)[:, :10]
+
+    def opening(index, rows):
+        return index.session(
+            len(rows), k=10, budget=20, rounds=1, query_embeddings=other.queries[rows]
+        ).ask()[1]
+
+    found = opening(Index.load(tmp_path / "index"), np.arange(120)).reshape(120, 20)
+    by_embeddings = np.argsort(-other.queries @ rotated.items.T, axis=1)[:, :20]
+    assert recall(found, best) > recall(by_embeddings, best) + 0.2
+    assert (opening(index, np.arange(120)).reshape(120, 20) == found).all()
+    assert (opening(index, np.arange(7, 8)) == found[7]).all()
+
+
+def test_queries_are_not_mapped_by_noise(rotated):
+    rng = np.random.default_rng(3)
+    scores = rotated.scores.copy()
+    scores.data = rng.normal(size=len(scores.data)).astype(np.float32)
+    index = Index.build(scores, item_embeddings=rotated.items, query_embeddings=rotated.queries)
+    assert index.info()["query_map"] is False
 
 
 def test_forms_that_the_input_does_not_allow(rotated):

@@ -15,7 +15,7 @@ from cexnn.als import Factors, check_regularization
 from cexnn.checks import check_choice, check_int, check_matrix
 from cexnn.item_factors import FORMS, FactorMaker
 from cexnn.learned import Learned
-from cexnn.prior import Calibration, embedding_scales, mean_square_norm
+from cexnn.prior import Calibration, embedding_scales, mean_square_norm, query_priors
 from cexnn.query_model import QueryModel, default_query_model, fit_query_model
 from cexnn.score_csr import check_scores, take_rows
 
@@ -114,6 +114,7 @@ def _from_embeddings(
         query_factors=np.zeros((0, items.shape[1]), dtype=np.float32),
         offset_map=np.zeros(0, dtype=np.float32),
         factor_map=_no_map(items),
+        query_map=_no_map(items),
         query_scale=query_scale,
         item_scale=item_scale,
         item_regularization=0.0,
@@ -139,7 +140,9 @@ def _from_scores(
     elif wanted == "auto" and items is not None:
         wanted = "embeddings"  # with no query to judge by, what has the least to learn
     trial = _maker(take_rows(scores, fit), _rows(queries, fit), items, options)
-    chosen, model = _choose(trial, scores, queries, held, wanted, rng)
+    chosen, query_mapped, model = _choose(
+        trial, scores, queries, held, wanted, queries is not None and fit is not held, rng
+    )
     final = _maker(scores, queries, items, replace(options, regularization=trial.regularization))
     factors = final.make(chosen)
     calibration, mapped = final.calibration, chosen in ("inductive", "joined")
@@ -150,6 +153,7 @@ def _from_scores(
         query_factors=factors.queries,
         offset_map=calibration.offset_map,
         factor_map=final.factor_map() if mapped else _no_map(factors.items),
+        query_map=final.query_map(factors) if query_mapped else _no_map(factors.items),
         query_scale=calibration.query_scale,
         item_scale=calibration.item_scale,
         item_regularization=final.regularization[1],
@@ -162,6 +166,7 @@ def _from_scores(
             "n_training_queries": len(used),
             "n_held_out_queries": len(held) if len(used) >= LEAST_QUERIES else 0,
             "item_factors": chosen,
+            "query_map": query_mapped,
             "regularization": list(final.regularization),
             "slope": calibration.slope,
             "residual_variance": calibration.residual_variance,
@@ -200,22 +205,32 @@ def _choose(
     queries: FloatArray | None,
     held: NDArray[np.int64],
     wanted: str,
+    mappable: bool,
     rng: np.random.Generator,
-) -> tuple[str, QueryModel]:
-    """Choose the form of the item factors, and its variances, by held-out queries."""
-    chosen, least = None, math.inf
-    for form in trial.forms() if wanted == "auto" else (wanted,):
-        factors = trial.make(form)
+) -> tuple[str, bool, QueryModel]:
+    """Choose by held-out queries: form of the item factors, whether to map queries, variances."""
+
+    def fit(factors: Factors, query_map: FloatArray) -> tuple[QueryModel, float]:
         start = default_query_model(
             trial.calibration.residual_variance,
             mean_square_norm(factors.items),
             trial.calibration.offset,
         )
-        systems = _systems(scores, queries, held, trial.calibration, factors)
-        model, loss = fit_query_model(start, systems, rng)
+        of_held = _systems(scores, queries, held, trial.calibration, factors, query_map)
+        return fit_query_model(start, of_held, rng)
+
+    chosen, least = None, math.inf
+    for form in trial.forms() if wanted == "auto" else (wanted,):
+        factors = trial.make(form)
+        model, loss = fit(factors, _no_map(factors.items))
         if chosen is None or loss < least:
-            chosen, least = (form, model), loss
+            chosen, least = (form, False, model), loss
     assert chosen is not None
+    if mappable:
+        factors = trial.make(chosen[0])
+        model, loss = fit(factors, trial.query_map(factors))
+        if loss < least:
+            chosen = (chosen[0], True, model)
     return chosen
 
 
@@ -225,15 +240,17 @@ def _systems(
     held: NDArray[np.int64],
     calibration: Calibration,
     factors: Factors,
+    query_map: FloatArray,
 ) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
     """Of each held-out query: the factors of its items, the prior's fit, and the residuals."""
-    mean_query = factors.queries.mean(axis=0, dtype=np.float64).astype(np.float32)
-    for row in held:
+    if queries is None:
+        mean_query = factors.queries.mean(axis=0, dtype=np.float64).astype(np.float32)
+        priors = np.tile(mean_query, (len(held), 1))
+    else:
+        priors = query_priors(queries[held], calibration.query_scale, query_map)
+    for row, u0 in zip(held, priors, strict=True):
         part = slice(scores.indptr[row], scores.indptr[row + 1])
         ids = scores.indices[part]
-        u0 = mean_query
-        if queries is not None:
-            u0 = queries[row] * np.float32(calibration.query_scale)
         found = factors.items[ids]
         fits = found @ u0
         expected = np.float32(calibration.offset) + calibration.item_offsets[ids] + fits

@@ -17,6 +17,7 @@ from cexnn.checks import check_choice, check_float, check_ids, check_int, check_
 from cexnn.device import resolve_device, resolve_num_threads
 from cexnn.growth import with_items, without_items
 from cexnn.learned import Learned, read, write
+from cexnn.prior import query_priors
 from cexnn.schedule import check_stop, resolve_rounds
 from cexnn.scorer import Scorer, check_call
 from cexnn.search import SearchResult, Session, run
@@ -88,7 +89,8 @@ class Index:
         item_embeddings : (n_items, n_dims) float, optional
             Of a dual encoder, of any scale.
         query_embeddings : (n_queries, n_dims) float, optional
-            Of the training queries, the rows of ``scores``.
+            Of the training queries, the rows of ``scores``. A linear map from them to the queries'
+            factors is learned, too, where it predicts held-out queries better.
         item_factors : {"auto", "embeddings", "transductive", "inductive", "joined"}
             With scores and embeddings: the embeddings in cross-encoder units; the factorisation
             drawn to them, where an item never scored stays in its place; a linear map of the
@@ -468,7 +470,7 @@ def _priors(
     if learned.n_dims is None:
         raise ValueError("query_embeddings: expected None, the index was built without any")
     given = check_matrix("query_embeddings", query_embeddings, rows=n_queries, cols=learned.n_dims)
-    return given * np.float32(learned.query_scale)
+    return query_priors(given, learned.query_scale, learned.query_map)
 
 
 def _read_only(array: FloatArray) -> FloatArray:

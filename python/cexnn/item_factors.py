@@ -84,6 +84,16 @@ class FactorMaker:
         unit = np.eye(self._items.shape[1], dtype=np.float32)
         return self._correction + np.float32(self.calibration.item_scale) * unit
 
+    def query_map(self, factors: Factors) -> FloatArray:
+        """Map from a query's embedding to its factors, (n_dims, n_factors); no rows without."""
+        if self._queries is None:
+            return np.zeros((0, factors.queries.shape[1]), dtype=np.float32)
+        scale = np.float32(self.calibration.query_scale)
+        counts = np.diff(self._scores.indptr).astype(np.float64)
+        change = (factors.queries - scale * self._queries).astype(np.float64)
+        unit = np.eye(self._queries.shape[1], dtype=np.float32)
+        return embedding_map(self._queries, counts, counts[:, None] * change) + scale * unit
+
     @cached_property
     def _transductive(self) -> Factors:
         return self._factorise(None if self._items is None else self._prior, self._regularization)

@@ -26,6 +26,7 @@ ARRAYS = (
     "query_factors",
     "offset_map",
     "factor_map",
+    "query_map",
 )
 NUMBERS = ("query_scale", "item_scale", "item_regularization")
 FLAGS = ("factorised", "in_score_units")
@@ -49,8 +50,10 @@ class Learned:
         From an embedding to the item's offset; empty: no map.
     factor_map : (n_dims, n_factors) float32
         From an embedding to the item's factors; no rows: ``v0 = item_scale * e_i``.
+    query_map : (n_dims, n_factors) float32
+        From a query's embedding to its prior; no rows: ``u0 = query_scale * e_q``.
     query_scale, item_scale : float
-        ``u0 = query_scale * e_q``, ``v0 = item_scale * e_i``.
+        Of the embeddings, ``v0 = item_scale * e_i``; their product is the slope.
     item_regularization : float
         Of the ridge that places an item by its scores.
     n_dims : int or None
@@ -70,6 +73,7 @@ class Learned:
     query_factors: FloatArray
     offset_map: FloatArray
     factor_map: FloatArray
+    query_map: FloatArray
     query_scale: float
     item_scale: float
     item_regularization: float
@@ -117,6 +121,7 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
         "query_factors": (len(arrays["query_factors"]), n_factors),
         "offset_map": (len(arrays["offset_map"]) and n_factors,),
         "factor_map": (len(arrays["factor_map"]) and n_factors, n_factors),
+        "query_map": (len(arrays["query_map"]) and n_factors, n_factors),
     }
     for name, shape in shapes.items():
         if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
