@@ -212,6 +212,21 @@ def test_a_batch_equals_one_by_one_and_threads_change_nothing():
         assert np.array_equal(approx[q], alone_approx[0])
 
 
+@pytest.mark.parametrize("n", [3, 4, 8, 9, 16, 17, 32, 33, 300])
+def test_top_items_of_a_query_do_not_depend_on_its_batch(n):
+    rng = np.random.default_rng(n)
+    V, U, o = normal(rng, 3000, 37), normal(rng, n, 37), normal(rng, 3000)
+    V[1500:] = V[:1500]  # every item twice
+    o[rng.integers(0, 3000, 50)] = -np.inf
+    searcher = _core.Searcher(V, o)
+    nowhere, nothing = np.zeros(n + 1, dtype=np.int64), np.empty(0, dtype=np.int32)
+    ids, approx = searcher.top_items(U, nowhere, nothing, 40, 2)
+    for q in range(0, n, 7):
+        alone = searcher.top_items(U[q : q + 1], nowhere[:2], nothing, 40, 1)
+        assert np.array_equal(ids[q], alone[0][0])
+        assert np.array_equal(approx[q], alone[1][0])
+
+
 def test_next_items_is_update_then_top_items():
     rng = np.random.default_rng(5)
     V, u0 = normal(rng, 400, 24), normal(rng, 3, 24)

@@ -1,3 +1,5 @@
+#include <immintrin.h>
+
 #include "kernels.hpp"
 
 #define CEXNN_ISA avx2
@@ -5,4 +7,5 @@
 #define CEXNN_VECTOR_BYTES 32
 #define CEXNN_BLOCK_QUERIES 2
 #define CEXNN_BLOCK_ITEMS 4
+#define CEXNN_PANEL_ITEMS 6
 #include "kernels.inc"

@@ -7,4 +7,5 @@
 #define CEXNN_VECTOR_BYTES 64
 #define CEXNN_BLOCK_QUERIES 4
 #define CEXNN_BLOCK_ITEMS 4
+#define CEXNN_PANEL_ITEMS 12
 #include "kernels.inc"

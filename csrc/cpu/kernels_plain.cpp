@@ -5,4 +5,5 @@
 #define CEXNN_VECTOR_BYTES 16
 #define CEXNN_BLOCK_QUERIES 2
 #define CEXNN_BLOCK_ITEMS 4
+#define CEXNN_PANEL_ITEMS 6
 #include "kernels.inc"

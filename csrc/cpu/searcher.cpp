@@ -36,11 +36,54 @@ class CpuSearchState final : public SearchState {
   std::vector<QueryState> queries;
 };
 
-// One pass over the items for a block of queries: 2 n m d flops on m d floats. A tile of items and
-// its block of scores stay in the cache; scores are never written out whole.
-constexpr std::int64_t kQueriesPerBlock = 32;
+// One pass over the items for a few queries or a block of many: 2 n m d flops on m d floats. A tile
+// of items and its scores stay in the cache; scores are never written out whole.
+constexpr std::int64_t kFewQueries = 3;
+constexpr std::int64_t kQueriesPerBlock = 256;
 constexpr std::int64_t kItemsPerTile = 256;
-constexpr std::int64_t kTilesPerTask = 16;
+constexpr std::int64_t kItemsPerTask = 16 * kItemsPerTile;
+
+// Of a block: a tile of items waits in the second cache for panel after panel of queries, which
+// waits in the first for a few items at a time.
+constexpr std::int64_t kFloatsPerTile = 32768;
+constexpr std::int64_t kItemsAtOnce = 48;
+
+// Packed dot products may differ in the last bits from those of one query. That many candidates
+// more than wanted are kept, and ranked by the latter: a batch answers as its queries do alone.
+constexpr std::int64_t kSpareCandidates = 32;
+
+// Up to two vectors of queries, a query to a lane.
+struct Panel {
+  std::int64_t first;      // query of the block
+  std::int64_t n_queries;  // the lanes beyond are zero
+  std::int64_t n_vectors;
+  const float* packed;
+};
+
+// Queries of a block, packed for Kernels::panel_dots.
+class Panels {
+ public:
+  Panels(std::int64_t lanes, MatrixView<const float> queries, std::int64_t first,
+         std::int64_t n_queries) {
+    const std::int64_t d = queries.cols, n_vectors = (n_queries + lanes - 1) / lanes;
+    packed_.assign(static_cast<std::size_t>(n_vectors * lanes * d), 0.0F);
+    for (std::int64_t q = 0; q < n_queries; q += 2 * lanes) {
+      const std::int64_t n = std::min(2 * lanes, n_queries - q), vectors = n > lanes ? 2 : 1;
+      float* packed = packed_.data() + q * d;
+      for (std::int64_t lane = 0; lane < n; ++lane)
+        for (std::int64_t j = 0; j < d; ++j)
+          packed[j * vectors * lanes + lane] = queries.row(first + q + lane)[j];
+      panels_.push_back({q, n, vectors, packed});
+    }
+  }
+
+  std::vector<Panel>::const_iterator begin() const { return panels_.begin(); }
+  std::vector<Panel>::const_iterator end() const { return panels_.end(); }
+
+ private:
+  std::vector<float> packed_;
+  std::vector<Panel> panels_;
+};
 
 class CpuSearcher final : public Searcher {
  public:
@@ -96,8 +139,8 @@ class CpuSearcher final : public Searcher {
       std::sort(sorted.begin(), sorted.end());
     }
     for (std::int64_t q = 0; q < queries.rows; q += kQueriesPerBlock)
-      scan(queries, q, std::min(kQueriesPerBlock, queries.rows - q), excluded, num_threads, ids_out,
-           approx_out);
+      scan({queries, q, std::min(kQueriesPerBlock, queries.rows - q), excluded, ids_out.cols},
+           num_threads, ids_out, approx_out);
   }
 
   void next_items(const CsrView& known, MatrixView<const float> priors, const QueryModel& model,
@@ -135,39 +178,109 @@ class CpuSearcher final : public Searcher {
         throw std::invalid_argument("known: item id out of range");
   }
 
-  void scan(MatrixView<const float> queries, std::int64_t first, std::int64_t n_queries,
-            const std::vector<std::vector<std::int32_t>>& excluded, int num_threads,
-            MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const {
-    const Kernels& k = kernels();
-    const std::int64_t items_per_task = kItemsPerTile * kTilesPerTask;
-    const std::int64_t n_tasks = (items_.rows + items_per_task - 1) / items_per_task;
+  // Queries that share a pass over the items, and the ids that each must not return, sorted.
+  struct Block {
+    MatrixView<const float> queries;
+    std::int64_t first;
+    std::int64_t n_queries;
+    const std::vector<std::vector<std::int32_t>>& excluded;
+    std::int64_t k;
+
+    VectorView<const std::int32_t> mask(std::int64_t q) const {
+      const std::vector<std::int32_t>& ids = excluded[static_cast<std::size_t>(first + q)];
+      return {ids.data(), static_cast<std::int64_t>(ids.size())};
+    }
+  };
+
+  void scan(const Block& block, int num_threads, MatrixView<std::int32_t> ids_out,
+            MatrixView<float> approx_out) const {
+    const bool few = block.n_queries <= kFewQueries;
+    const std::int64_t n_tasks = (items_.rows + kItemsPerTask - 1) / kItemsPerTask;
     const std::size_t n_threads = static_cast<std::size_t>(
         std::max<std::int64_t>(1, std::min<std::int64_t>(num_threads, n_tasks)));
+    const TopK none(few ? block.k : block.k + kSpareCandidates);
     std::vector<std::vector<TopK>> best(
-        n_threads, std::vector<TopK>(static_cast<std::size_t>(n_queries), TopK(ids_out.cols)));
-    std::vector<std::vector<float>> tiles(
-        n_threads, std::vector<float>(static_cast<std::size_t>(n_queries * kItemsPerTile)));
+        n_threads, std::vector<TopK>(static_cast<std::size_t>(block.n_queries), none));
+    const std::vector<float> scratch(static_cast<std::size_t>(
+        std::max(kFewQueries * kItemsPerTile, 2 * kernels().lanes * (kItemsAtOnce + 1))));
+    std::vector<std::vector<float>> scratches(n_threads, scratch);
+    const Panels panels(kernels().lanes, block.queries, block.first, few ? 0 : block.n_queries);
     parallel_for(n_tasks, static_cast<int>(n_threads), [&](std::int64_t task, int thread) {
       std::vector<TopK>& mine = best[static_cast<std::size_t>(thread)];
-      float* tile = tiles[static_cast<std::size_t>(thread)].data();
-      const std::int64_t end = std::min(items_.rows, (task + 1) * items_per_task);
-      for (std::int64_t i = task * items_per_task; i < end; i += kItemsPerTile) {
-        const std::int64_t n = std::min(kItemsPerTile, end - i);
-        k.dots(items_.row(i), n, queries.row(first), n_queries, items_.cols, tile, kItemsPerTile);
-        for (std::int64_t q = 0; q < n_queries; ++q) {
-          const std::vector<std::int32_t>& mask = excluded[static_cast<std::size_t>(first + q)];
-          mine[static_cast<std::size_t>(q)].offer(
-              tile + q * kItemsPerTile, offsets_.empty() ? nullptr : offsets_.data + i, n, i,
-              {mask.data(), static_cast<std::int64_t>(mask.size())});
-        }
+      float* scores = scratches[static_cast<std::size_t>(thread)].data();
+      const std::int64_t begin = task * kItemsPerTask;
+      const std::int64_t end = std::min(items_.rows, begin + kItemsPerTask);
+      if (few) {
+        scan_few(block, begin, end, scores, mine);
+      } else {
+        scan_panels(panels, block, begin, end, scores, mine);
       }
     });
-    for (std::int64_t q = 0; q < n_queries; ++q) {
+    for (std::int64_t q = 0; q < block.n_queries; ++q) {
       TopK& winner = best[0][static_cast<std::size_t>(q)];
       for (std::size_t thread = 1; thread < n_threads; ++thread)
         winner.merge(best[thread][static_cast<std::size_t>(q)]);
-      write(winner.finish(), ids_out.row_view(first + q), approx_out.row_view(first + q));
+      std::vector<Candidate> found = winner.finish();
+      if (!few) rank_alone(block.queries.row(block.first + q), found);
+      write(found, ids_out.row_view(block.first + q), approx_out.row_view(block.first + q));
     }
+  }
+
+  void scan_few(const Block& block, std::int64_t begin, std::int64_t end, float* scores,
+                std::vector<TopK>& best) const {
+    for (std::int64_t i = begin; i < end; i += kItemsPerTile) {
+      const std::int64_t n = std::min(kItemsPerTile, end - i);
+      kernels().dots(items_.row(i), n, block.queries.row(block.first), block.n_queries, items_.cols,
+                     scores, kItemsPerTile);
+      for (std::int64_t q = 0; q < block.n_queries; ++q)
+        best[static_cast<std::size_t>(q)].offer(scores + q * kItemsPerTile, offsets_from(i), n, i,
+                                                block.mask(q));
+    }
+  }
+
+  void scan_panels(const Panels& panels, const Block& block, std::int64_t begin, std::int64_t end,
+                   float* scores, std::vector<TopK>& best) const {
+    const Kernels& k = kernels();
+    const std::int64_t tile =
+        std::max<std::int64_t>(1, kFloatsPerTile / (items_.cols * kItemsAtOnce)) * kItemsAtOnce;
+    float* bars = scores + 2 * k.lanes * kItemsAtOnce;
+    std::int32_t positions[kItemsAtOnce * 2 * kMaxLanes];
+    for (std::int64_t t = begin; t < end; t += tile) {
+      const std::int64_t tile_end = std::min(end, t + tile);
+      for (const Panel& panel : panels) {
+        const std::int64_t width = panel.n_vectors * k.lanes;
+        std::fill_n(bars, width, std::numeric_limits<float>::infinity());
+        TopK* mine = best.data() + panel.first;
+        for (std::int64_t q = 0; q < panel.n_queries; ++q) bars[q] = mine[q].bar();
+        for (std::int64_t i = t; i < tile_end; i += kItemsAtOnce) {
+          const std::int64_t n = std::min(kItemsAtOnce, tile_end - i);
+          const float* offsets = offsets_from(i);
+          k.panel_dots(items_.row(i), n, panel.packed, panel.n_vectors, items_.cols, scores);
+          const std::int64_t n_above =
+              k.above_bars(scores, offsets, n, bars, panel.n_vectors, positions);
+          for (std::int64_t at = 0; at < n_above; ++at) {
+            const std::int64_t item = positions[at] / width, q = positions[at] % width;
+            const float score = scores[positions[at]] + (offsets == nullptr ? 0.0F : offsets[item]);
+            mine[q].offer({score, static_cast<std::int32_t>(i + item)},
+                          block.mask(panel.first + q));
+            bars[q] = mine[q].bar();
+          }
+        }
+      }
+    }
+  }
+
+  const float* offsets_from(std::int64_t item) const {
+    return offsets_.empty() ? nullptr : offsets_.data + item;
+  }
+
+  // Scores the candidates as a query alone would, and ranks them by that.
+  void rank_alone(const float* query, std::vector<Candidate>& candidates) const {
+    for (Candidate& candidate : candidates) {
+      kernels().dots(items_.row(candidate.id), 1, query, 1, items_.cols, &candidate.score, 1);
+      if (!offsets_.empty()) candidate.score += offsets_.data[candidate.id];
+    }
+    std::sort(candidates.begin(), candidates.end(), better);
   }
 
   static void write(const std::vector<Candidate>& best, VectorView<std::int32_t> ids,

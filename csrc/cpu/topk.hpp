@@ -35,13 +35,19 @@ class TopK {
              VectorView<const std::int32_t> excluded) {
     for (std::int64_t i = 0; i < n; ++i) {
       const float score = offsets == nullptr ? scores[i] : scores[i] + offsets[i];
-      if (!(score > bar_)) continue;  // an equal score comes with a larger id
-      const std::int32_t id = static_cast<std::int32_t>(first_id + i);
-      if (std::binary_search(excluded.begin(), excluded.end(), id)) continue;
-      buffer_.push_back({score, id});
-      if (buffer_.size() == capacity_) cut();
+      if (score > bar_) offer({score, static_cast<std::int32_t>(first_id + i)}, excluded);
     }
   }
+
+  void offer(Candidate candidate, VectorView<const std::int32_t> excluded) {
+    if (!(candidate.score > bar_)) return;  // an equal score comes with a larger id
+    if (std::binary_search(excluded.begin(), excluded.end(), candidate.id)) return;
+    buffer_.push_back(candidate);
+    if (buffer_.size() == capacity_) cut();
+  }
+
+  // A score that is not above it is not kept.
+  float bar() const { return bar_; }
 
   void merge(const TopK& other) {
     for (const Candidate& candidate : other.buffer_) {
