@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 from cexnn.checks import check_int
@@ -77,6 +78,7 @@ def default_num_threads() -> int:
     return n_cpus if quota is None else max(1, min(n_cpus, int(quota)))
 
 
+@cache  # reading it takes as long as a short search
 def _cgroup_quota(root: Path) -> float | None:
     """CPUs that the control group (version 2, else 1) at ``root`` grants; None: no limit."""
     try:
