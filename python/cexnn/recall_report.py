@@ -1,4 +1,7 @@
-"""Recall against cross-encoder calls, for any set of methods: a table, JSON and a plot."""
+"""Recall against cross-encoder calls, for any set of methods: a table, JSON and a plot.
+
+Where relevance labels are given, the task's own measures stand beside it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from cexnn.checks import check_int
 from cexnn.evaluate import found_shares
+from cexnn.judging import DEFAULT_MEASURES, EXACT, Judge, JudgedRow
 from cexnn.progress import progress_bar
 from cexnn.recall_plot import Curve, plot_curves
+from cexnn.recall_table import markdown_table
 from cexnn.search import SearchResult
 
 __all__ = ["Report", "ReportRow", "report"]
@@ -68,40 +73,38 @@ class Report:
         That the figures are means of.
     rows : tuple of ReportRow
         In the order of budgets, methods, and ``ks``.
+    n_judged : int
+        How many of the queries have relevance labels.
+    judged : tuple of JudgedRow
+        By the task's own measures: in the order of budgets, methods and measures, and the exact
+        neighbours last. Empty without labels.
     """
 
     n_queries: int
     rows: tuple[ReportRow, ...]
+    n_judged: int = 0
+    judged: tuple[JudgedRow, ...] = ()
 
     def table(self) -> str:
         """Return the report as a Markdown table that reads well as plain text, too.
 
-        A line for each budget and method; recall with its 95 % interval, calls and seconds.
+        A line for each budget and method; recall with its 95 % interval, calls and seconds. With
+        relevance labels also their measures, and a line for the exact neighbours.
         """
-        ks = self._ks()
-        lines: dict[tuple[int, str], list[str]] = {}
-        for row in self.rows:
-            name = row.method.replace("|", r"\|")
-            line = lines.setdefault((row.budget, row.method), [f"{row.budget}", name])
-            line.append(f"{row.recall:.3f} [{row.low:.2f}, {row.high:.2f}]")
-            if len(line) == 2 + len(ks):
-                line += [f"{row.n_calls:.1f}", f"{row.seconds:.2f}"]
-        head = ["calls allowed", "method", *(f"recall@{k} [95 %]" for k in ks), "calls", "seconds"]
-        widths = [max(map(len, column)) for column in zip(head, *lines.values(), strict=True)]
-        rule = [("-" if at == 1 else ":").rjust(width, "-") for at, width in enumerate(widths)]
-        return "\n".join(
-            "| "
-            + " | ".join(_pad(at, *cell) for at, cell in enumerate(zip(line, widths, strict=True)))
-            + " |"
-            for line in (head, rule, *lines.values())
-        )
+        return markdown_table(self.rows, self.judged)
 
     def _ks(self) -> list[int]:
         return list(dict.fromkeys(row.k for row in self.rows))
 
     def to_json(self) -> str:
-        """Return the report as JSON: ``n_queries`` and ``rows``, an object for each row."""
-        return json.dumps(asdict(self), indent=1)
+        """Return the report as JSON, an object for each row.
+
+        ``n_queries`` and ``rows``; with relevance labels ``n_judged`` and ``judged``, too.
+        """
+        fields = {**asdict(self), "judged": [row._asdict() for row in self.judged]}
+        if not self.judged:
+            del fields["n_judged"], fields["judged"]
+        return json.dumps(fields, indent=1)
 
     def save_json(self, path: str | os.PathLike[str]) -> None:
         """Write `to_json` to a file.
@@ -154,6 +157,8 @@ def report(
     *,
     ks: Sequence[int] = (1, 10, 100),
     budgets: Sequence[int] = (50, 100, 200, 500),
+    judgments: Sequence[Mapping[int, int]] | None = None,
+    measures: Sequence[str] = DEFAULT_MEASURES,
     progress: bool = False,
 ) -> Report:
     """Run methods with several budgets and measure recall@k against cross-encoder calls.
@@ -169,6 +174,14 @@ def report(
         Distinct; the answers that count are each query's first ``k``.
     budgets : sequence of int
         Distinct; calls allowed a query. A method is called once with each.
+    judgments : sequence of mappings, optional
+        Relevance labels: for each query, item ids to relevance, a whole number; empty for a query
+        without labels. With them the answers, and the exact neighbours, are judged by
+        ``measures``, too.
+    measures : sequence of str
+        What to judge by: names of ir-measures. Answers and ``exact_ids`` must have as many columns
+        as the largest cutoff. A measure without a cutoff judges ``max(ks)`` answers, or as many
+        as the largest cutoff.
     progress : bool
         A progress bar on stderr, if it is a terminal.
 
@@ -181,6 +194,8 @@ def report(
     ValueError
         A bad argument, named, before any method is called; a method whose result does not fit,
         or spent more than its budget.
+    ImportError
+        There are ``judgments``, and ir-measures is not installed.
 
     Examples
     --------
@@ -205,32 +220,47 @@ def report(
     ks, budgets = _distinct("ks", ks), _distinct("budgets", budgets)
     exact_array = np.asarray(exact_ids)
     found_shares(exact_array, exact_array)  # checks it
-    if exact_array.shape[1] < max(ks):
-        raise ValueError(
-            f"exact_ids: expected max(ks) = {max(ks)} columns, got {exact_array.shape[1]}"
-        )
-    measured, shares = [], []
+    judge = None if judgments is None else Judge(judgments, measures, len(exact_array))
+    width = max(max(ks), 0 if judge is None else judge.depth)
+    if exact_array.shape[1] < width:
+        wanted = f"max(ks) = {width}" if width == max(ks) else f"the measures' {width}"
+        raise ValueError(f"exact_ids: expected {wanted} columns, got {exact_array.shape[1]}")
+    measured, shares, values = [], [], []
     n_runs = len(budgets) * len(methods)
     with progress_bar(progress, n_runs, description="report", unit="run") as bar:
         for budget, (name, method) in product(budgets, methods.items()):
             start = time.perf_counter()
             result = method(budget)
             seconds = time.perf_counter() - start
-            _check_result(name, result, len(exact_array), max(ks), budget)
+            _check_result(name, result, len(exact_array), width, budget)
             for k in ks:
                 shares.append(found_shares(result.ids, exact_array[:, :k]))
                 measured.append((name, budget, k, float(result.n_calls.mean()), seconds))
+            if judge is not None:
+                values.append(judge(result.ids[:, :width]))
             bar.update(1)
     low, high = _intervals(np.stack(shares))
     rows = [
         ReportRow(name, budget, k, float(share.mean()), float(low[at]), float(high[at]), *cost)
         for at, ((name, budget, k, *cost), share) in enumerate(zip(measured, shares, strict=True))
     ]
-    return Report(len(exact_array), tuple(rows))
+    if judge is None:
+        return Report(len(exact_array), tuple(rows))
+    values.append(judge(exact_array[:, :width]))
+    runs = [*product(budgets, methods), (None, EXACT)]
+    judged = _judged_rows(runs, judge.names, np.concatenate(values))
+    return Report(len(exact_array), tuple(rows), judge.n_judged, judged)
 
 
-def _pad(column: int, cell: str, width: int) -> str:
-    return cell.ljust(width) if column == 1 else cell.rjust(width)
+def _judged_rows(
+    runs: Sequence[tuple[int | None, str]], measures: Sequence[str], values: Wide
+) -> tuple[JudgedRow, ...]:
+    low, high = _intervals(values)
+    figures = np.stack([values.mean(axis=1), low, high], axis=1).tolist()
+    return tuple(
+        JudgedRow(method, budget, measure, *found)
+        for ((budget, method), measure), found in zip(product(runs, measures), figures, strict=True)
+    )
 
 
 def _distinct(name: str, values: Sequence[int]) -> list[int]:

@@ -2,7 +2,8 @@
 
 All are UTF-8, one text a line; empty lines are passed over.
 
-- **JSON Lines**: objects with ``text`` and perhaps ``id`` (a string or a whole number).
+- **JSON Lines**: objects with ``text`` and perhaps ``id`` (a string or a whole number). As in the
+  BEIR collections, the id may be named ``_id``; then a ``title`` is put before the text.
 - **TSV**: id, tab, text.
 - **Plain lines**: the text.
 
@@ -18,10 +19,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
-__all__ = ["Text", "json_line", "read_run", "read_texts", "run_lines"]
+__all__ = [
+    "Text",
+    "check_run_ids",
+    "json_line",
+    "read_lines",
+    "read_run",
+    "read_texts",
+    "run_lines",
+]
 
 EXTENSIONS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".tsv": "tsv", ".txt": "plain"}
 
@@ -41,7 +51,7 @@ class Text(NamedTuple):
     text: str
 
 
-def read_texts(file: Iterable[bytes], name: str) -> list[Text]:
+def read_texts(file: Iterable[bytes], name: str, *, kind: str | None = None) -> list[Text]:
     r"""Read texts in any of the three formats.
 
     Parameters
@@ -50,6 +60,8 @@ def read_texts(file: Iterable[bytes], name: str) -> list[Text]:
         The lines, such as a file opened for reading bytes.
     name : str
         The file's name: its extension may tell the format, and errors name it.
+    kind : {"jsonl", "beir", "tsv", "plain"}, optional
+        The format, if it is known; ``"beir"`` is JSON Lines whose ids must be named ``_id``.
 
     Returns
     -------
@@ -67,10 +79,10 @@ def read_texts(file: Iterable[bytes], name: str) -> list[Text]:
     >>> read_texts([b"1\ta red fox\n", b"2\ta blue whale\n"], "items.tsv")
     [Text(id='1', text='a red fox'), Text(id='2', text='a blue whale')]
     """
-    kind = EXTENSIONS.get(PurePath(name).suffix.lower())
+    kind = kind or EXTENSIONS.get(PurePath(name).suffix.lower())
     found: list[Text] = []
     places: dict[str, int] = {}
-    for number, line in _lines(file, name):
+    for number, line in read_lines(file, name):
         kind = kind or _guess(line)
         where = f"{name}:{number}"
         text = PARSERS[kind](line, number, where)
@@ -86,8 +98,14 @@ def read_texts(file: Iterable[bytes], name: str) -> list[Text]:
     return found
 
 
-def _lines(file: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers from 1."""
+def read_lines(file: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
+    """Read the lines that are not blank, with their numbers from 1.
+
+    Raises
+    ------
+    ValueError
+        Not UTF-8. Names the file and the line.
+    """
     for number, raw in enumerate(file, start=1):
         try:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
@@ -103,17 +121,23 @@ def _guess(line: str) -> str:
     return "tsv" if "\t" in line else "plain"
 
 
-def _from_json(line: str, number: int, where: str) -> Text:
+def _from_json(line: str, number: int, where: str, key: str | None = None) -> Text:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: expected a JSON object: {error.msg}") from error
     if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
         raise ValueError(f"{where}: expected a JSON object with a string named text")
-    given = entry.get("id", number)
+    key = key or ("_id" if "_id" in entry and "id" not in entry else "id")
+    given, title = entry.get(key, number if key == "id" else None), ""
     if isinstance(given, bool) or not isinstance(given, str | int):
-        raise ValueError(f"{where}: expected id to be a string or a whole number, got {given!r}")
-    return Text(str(given), entry["text"])
+        got = repr(given) if key in entry else "none"
+        raise ValueError(f"{where}: expected {key} to be a string or a whole number, got {got}")
+    if key == "_id":
+        title = entry.get("title") or ""
+        if not isinstance(title, str):
+            raise ValueError(f"{where}: expected title to be a string, got {title!r}")
+    return Text(str(given), f"{title} {entry['text']}".strip() if title else entry["text"])
 
 
 def _from_tsv(line: str, number: int, where: str) -> Text:
@@ -129,6 +153,7 @@ def _from_plain(line: str, number: int, where: str) -> Text:
 
 PARSERS: dict[str, Callable[[str, int, str], Text]] = {
     "jsonl": _from_json,
+    "beir": partial(_from_json, key="_id"),
     "tsv": _from_tsv,
     "plain": _from_plain,
 }
@@ -171,7 +196,7 @@ def read_run(file: Iterable[bytes], name: str) -> dict[str, list[str]]:
     {'q1': ['whale', 'fox']}
     """
     ranked: dict[str, dict[str, float]] = {}
-    for number, line in _lines(file, name):
+    for number, line in read_lines(file, name):
         fields = line.split()
         try:
             query, _, item, rank, _, _ = fields
@@ -217,7 +242,12 @@ def run_lines(query_id: str, hits: Iterable[Sequence[Any]], tag: str) -> Iterato
     ['q1 Q0 fox 1 1.5 cexnn']
     """
     for rank, (item_id, _, score) in enumerate(hits, start=1):
-        for given in (query_id, item_id):
-            if len(str(given).split()) != 1:
-                raise ValueError(f"a TREC run holds no id with white space in it, got {given!r}")
+        check_run_ids([query_id, item_id])
         yield f"{query_id} Q0 {item_id} {rank} {score:.9g} {tag}"
+
+
+def check_run_ids(ids: Iterable[Any]) -> None:
+    """Raise `ValueError` for an id that a TREC run cannot hold: an empty one, or with blanks."""
+    for given in ids:
+        if len(str(given).split()) != 1:
+            raise ValueError(f"a TREC run holds no id with white space in it, got {given!r}")

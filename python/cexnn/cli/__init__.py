@@ -14,6 +14,7 @@ from cexnn.cli.evaluate import evaluate
 from cexnn.cli.support import (
     FILE,
     FOLDER,
+    STREAM,
     TEXTS,
     Commands,
     click,
@@ -21,15 +22,16 @@ from cexnn.cli.support import (
     opened,
     parse_rounds,
     read_embeddings,
-    read_text_file,
+    read_queries,
     refuse,
     rounds_option,
+    split_option,
     threads_option,
 )
 from cexnn.export import export_onnx
 from cexnn.index_folder import read_folder
 from cexnn.retriever import Hit
-from cexnn.texts import Text, json_line, read_run, run_lines
+from cexnn.texts import Text, check_run_ids, json_line, read_run, run_lines
 
 __all__ = ["main"]
 
@@ -39,8 +41,9 @@ __all__ = ["main"]
 def main() -> None:
     """Find a cross-encoder's best items for a small fixed number of calls.
 
-    Texts come as JSON Lines with "id" and "text", as TSV (id, tab, text) or as plain lines, whose
-    ids are the line numbers; "-" stands for the standard input.
+    Texts come as JSON Lines with "id" and "text", as TSV (id, tab, text), as plain lines, whose
+    ids are the line numbers, or in a folder in BEIR's format (corpus.jsonl, queries.jsonl and
+    qrels); "-" stands for the standard input.
     """
 
 
@@ -67,10 +70,11 @@ main.add_command(demo)
     show_default=True,
     help="Calls of the cross-encoder for each query.",
 )
+@split_option("all")
 @rounds_option
 @click.option(
     "--first",
-    type=TEXTS,
+    type=STREAM,
     help="A TREC run of any retriever: each query's search opens with its items.",
 )
 @click.option(
@@ -99,6 +103,7 @@ def search(
     queries: str,
     k: int,
     budget: int,
+    split: str | None,
     rounds: str | None,
     first: str | None,
     query_embeddings: str | None,
@@ -114,8 +119,11 @@ def search(
     """
     if queries == first == "-":
         raise refuse("--first: expected a file, the standard input holds the queries")
-    retriever = read_folder(index, device=device).retriever(device=device, num_threads=num_threads)
-    asked = read_text_file(queries)
+    folder = read_folder(index, device=device)
+    retriever = folder.retriever(device=device, num_threads=num_threads)
+    asked = read_queries(queries, split)
+    if form == "trec":
+        check_run_ids(text.id for text in [*asked, *folder.items])
     given = None
     if query_embeddings is not None:
         given = read_embeddings("--query-embeddings", query_embeddings, len(asked))

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cexnn.beir import CORPUS
 from cexnn.cli.support import (
     FILE,
     TEXTS,
     click,
     device_option,
     read_embeddings,
+    read_queries,
     read_text_file,
     refuse,
+    split_option,
     threads_option,
 )
 from cexnn.cross_encoder.hub import find_model_files
@@ -37,8 +40,10 @@ __all__ = ["build"]
     "--queries",
     required=True,
     type=TEXTS,
-    help="Training queries: texts like those that will be searched for.",
+    help="Training queries: texts like those that will be searched for, but none that the index "
+    "is to be judged by.",
 )
+@split_option("all")
 @click.option(
     "-o",
     "--output",
@@ -101,6 +106,7 @@ def build(
     items: str,
     model: str,
     queries: str,
+    split: str | None,
     output: Path,
     embeddings: str | None,
     query_embeddings: str | None,
@@ -126,7 +132,7 @@ def build(
         find_model_files(model)
     except ValueError as error:
         raise refuse(str(error).replace("name_or_folder:", "--model:", 1)) from error
-    item_texts, query_texts = read_text_file(items), read_text_file(queries)
+    item_texts, query_texts = read_text_file(items, CORPUS), read_queries(queries, split)
     settings = Settings(_absolute(model), max_length, max_query_length)
     given = None
     if embeddings is not None and query_embeddings is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cexnn.baselines import axn, retrieve_and_rerank
 from cexnn.index import Index
+from cexnn.judging import DEFAULT_MEASURES
 from cexnn.recall_report import Report, report
 from cexnn.scorer import Scorer
 from cexnn.search import SearchResult
@@ -19,6 +20,7 @@ __all__ = ["METHODS", "Comparison"]
 
 FloatArray = NDArray[np.float32]
 Method = Callable[[int], SearchResult]
+Keep = Callable[[str, SearchResult], object]
 
 METHODS = ("retrieve-and-rerank", "axn", "cexnn")
 AXN_ROUNDS = 10  # as in the paper
@@ -61,6 +63,9 @@ class Comparison:
         *,
         ks: Sequence[int],
         budgets: Sequence[int],
+        judgments: Sequence[Mapping[int, int]] | None = None,
+        measures: Sequence[str] = DEFAULT_MEASURES,
+        keep: Keep = lambda name, result: None,
         progress: bool = False,
     ) -> Report:
         """Run the methods and hold their answers against the exact ones.
@@ -70,8 +75,10 @@ class Comparison:
         names : sequence of str
             Of `METHODS`.
         exact_ids : (n_queries, c) int32
-            Of an exact search.
-        ks, budgets, progress
+            Of an exact search. The methods look for ``c`` items, too.
+        keep : callable
+            Given what each method found, under a name such as ``"cexnn-100"``, with its budget.
+        ks, budgets, judgments, measures, progress
             As `cexnn.recall_report.report` takes them.
 
         Returns
@@ -90,8 +97,15 @@ class Comparison:
             "axn": self._axn,
             "cexnn": self._cexnn,
         }
-        runs = {name: _with_k(known[name], max(ks)) for name in names}
-        return report(runs, exact_ids, ks=ks, budgets=budgets, progress=progress)
+        return report(
+            {name: _method(name, known[name], exact_ids.shape[1], keep) for name in names},
+            exact_ids,
+            ks=ks,
+            budgets=budgets,
+            judgments=judgments,
+            measures=measures,
+            progress=progress,
+        )
 
     def _retrieve_and_rerank(self, budget: int, k: int) -> SearchResult:
         return retrieve_and_rerank(
@@ -133,5 +147,10 @@ class Comparison:
         )
 
 
-def _with_k(run: Callable[[int, int], SearchResult], k: int) -> Method:
-    return lambda budget: run(budget, k)
+def _method(name: str, run: Callable[[int, int], SearchResult], k: int, keep: Keep) -> Method:
+    def method(budget: int) -> SearchResult:
+        result = run(budget, k)
+        keep(f"{name}-{budget}", result)
+        return result
+
+    return method

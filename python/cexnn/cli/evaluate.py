@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn.cli.comparison import METHODS, Comparison
+from cexnn.cli.labels import read_labelled, row_labels, run_text
 from cexnn.cli.support import (
     FILE,
     FOLDER,
@@ -18,13 +19,15 @@ from cexnn.cli.support import (
     numbers,
     parse_rounds,
     read_embeddings,
-    read_text_file,
     refuse,
     rounds_option,
+    split_option,
     threads_option,
 )
 from cexnn.evaluate import exact
 from cexnn.index_folder import IndexFolder, read_folder
+from cexnn.judging import DEFAULT_MEASURES, Judge
+from cexnn.texts import check_run_ids
 
 __all__ = ["evaluate"]
 
@@ -56,6 +59,18 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
     type=click.Choice(METHODS),
     help="What to measure; may be given several times.  [default: all]",
 )
+@click.option(
+    "--qrels",
+    type=FILE,
+    help="Relevance labels in TREC's or BEIR's format: the task's own measures stand beside "
+    "recall, and for the exact search, too.",
+)
+@click.option(
+    "--measures",
+    help="What to judge by where there are labels: names of ir-measures between blanks.  "
+    f'[default: "{" ".join(DEFAULT_MEASURES)}"]',
+)
+@split_option("test, or those of --qrels")
 @rounds_option
 @click.option(
     "--embeddings",
@@ -69,7 +84,13 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
     help="Its embeddings of the queries, (n, d) in a .npy file.",
 )
 @click.option("--json", "json_path", type=OUTPUT, help="Write the figures to this file.")
-@click.option("--plot", type=OUTPUT, help="Draw them: a .png, .svg or .pdf file.")
+@click.option("--plot", type=OUTPUT, help="Draw recall: a .png, .svg or .pdf file.")
+@click.option(
+    "--runs",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write what was found to this folder: a TREC run of each method and budget, and "
+    "exact.run.",
+)
 @device_option
 @threads_option
 def evaluate(
@@ -78,11 +99,15 @@ def evaluate(
     ks: tuple[int, ...],
     budgets: tuple[int, ...],
     methods: tuple[str, ...],
+    qrels: str | None,
+    measures: str | None,
+    split: str | None,
     rounds: str | None,
     embeddings: str | None,
     query_embeddings: str | None,
     json_path: Path | None,
     plot: Path | None,
+    runs: Path | None,
     device: str,
     num_threads: int | None,
 ) -> None:
@@ -92,19 +117,33 @@ def evaluate(
     those of the build. The table shows recall@k against calls of the cross-encoder for
     retrieve-and-rerank (the nearest items by the embeddings), for the search of the AXN paper on
     the embeddings as they are, and for cexnn; seconds are for all queries together.
+
+    Of a folder in BEIR's format the queries are those that its labels (--split or --qrels) name,
+    and the labels give measures such as nDCG@10. For recall alone, name its queries.jsonl.
     """
     if plot is not None and plot.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise refuse(f"--plot: expected a file name ending in .png, .svg or .pdf, got {plot}")
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise refuse("--plot: a plot needs Matplotlib: pip install 'cexnn[cpu]'")
-    for option, path in (("--json", json_path), ("--plot", plot)):
+    for option, path in (("--json", json_path), ("--plot", plot), ("--runs", runs)):
         if path is not None and not path.absolute().parent.is_dir():
             raise refuse(f"{option}: expected a path in a folder that exists, got {path}")
     folder = read_folder(index, device=device)
-    asked = [query.text for query in read_text_file(queries)]
+    texts, labels = read_labelled(queries, split, qrels)
+    asked = [query.text for query in texts]
     n_items = folder.index.n_items
     if max(ks) > n_items:
         raise refuse(f"--ks: expected at most the {n_items} items, got {max(ks)}")
+    judgments, depth = None, 0
+    judged_by = DEFAULT_MEASURES if measures is None else tuple(measures.split())
+    if labels is not None:
+        judgments = row_labels(labels, texts, folder.items)
+        depth = Judge(judgments, judged_by, len(texts)).depth  # refused before it costs anything
+    elif measures is not None:
+        raise refuse("--measures: expected labels to judge by, with --qrels or in a BEIR folder")
+    if runs is not None:
+        check_run_ids(text.id for text in [*texts, *folder.items])
+        runs.mkdir(exist_ok=True)
     of_items = _item_embeddings(folder, embeddings)
     of_queries = _query_embeddings(folder, query_embeddings, asked)
     names = methods or (METHODS if of_items is not None else ("cexnn",))
@@ -116,8 +155,22 @@ def evaluate(
         folder.index, retriever.scorer, asked, of_queries, of_items, given, num_threads
     )
     click.echo(f"exact search: {len(asked) * n_items:,} pairs", err=True)
-    exact_ids, _ = exact(retriever.scorer, asked, n_items, max(ks), progress=True)
-    found = comparison.report(names, exact_ids, ks=ks, budgets=budgets, progress=True)
+    exact_ids, scores = exact(retriever.scorer, asked, n_items, max(*ks, depth), progress=True)
+    kept = {"exact": (exact_ids, scores)}
+    found = comparison.report(
+        names,
+        exact_ids,
+        ks=ks,
+        budgets=budgets,
+        judgments=judgments,
+        measures=judged_by,
+        keep=lambda name, result: kept.update({name: (result.ids, result.scores)}),
+        progress=True,
+    )
+    if runs is not None:
+        for name, answers in kept.items():
+            text = run_text(name, texts, folder.items, *answers)
+            (runs / f"{name}.run").write_text(text, encoding="utf-8")
     click.echo(found.table())
     if json_path is not None:
         found.save_json(json_path)

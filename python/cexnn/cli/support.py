@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.beir import QUERIES, qrels_file, read_part, read_split
 from cexnn.scorer import ScorerError
 from cexnn.texts import Text, read_texts
 
@@ -23,22 +24,29 @@ except ImportError as error:
 __all__ = [
     "FILE",
     "FOLDER",
+    "STREAM",
     "TEXTS",
     "Commands",
+    "check_split",
     "click",
     "device_option",
     "numbers",
     "opened",
     "parse_rounds",
     "read_embeddings",
+    "read_queries",
     "read_text_file",
     "refuse",
     "rounds_option",
+    "split_option",
     "threads_option",
 ]
 
-TEXTS = click.Path(exists=True, dir_okay=False, allow_dash=True)
-"""A file of texts, or "-" for the standard input."""
+TEXTS = click.Path(exists=True, allow_dash=True)
+"""A file of texts, a folder in BEIR's format, or "-" for the standard input."""
+
+STREAM = click.Path(exists=True, dir_okay=False, allow_dash=True)
+"""A file, or "-" for the standard input."""
 
 FILE = click.Path(exists=True, dir_okay=False)
 """A file."""
@@ -133,6 +141,15 @@ def parse_rounds(given: str | None, budget: int) -> int | str:
     return int(given)
 
 
+def split_option(default: str) -> Callable[[_Function], _Function]:
+    """Add ``--split``; ``default`` tells people what is taken without it."""
+    return click.option(
+        "--split",
+        help="Of queries in a folder in BEIR's format, take those that qrels/SPLIT.tsv labels.  "
+        f"[default: {default}]",
+    )
+
+
 def threads_option(function: _Function) -> _Function:
     """Add ``--threads``."""
     return click.option(
@@ -171,10 +188,26 @@ def opened(path: str) -> Iterator[tuple[BinaryIO, str]]:
             yield file, path
 
 
-def read_text_file(path: str) -> list[Text]:
-    """Read a file of texts; see `cexnn.texts`."""
+def read_text_file(path: str, part: str) -> list[Text]:
+    """Read a file of texts, see `cexnn.texts`, or this part of a folder, see `cexnn.beir`."""
+    if os.path.isdir(path):
+        return read_part(path, part)
     with opened(path) as (file, name):
         return read_texts(file, name)
+
+
+def read_queries(path: str, split: str | None) -> list[Text]:
+    """Read queries; of a folder in BEIR's format, those of ``--split`` if it is given."""
+    check_split(path, split)
+    if split is None:
+        return read_text_file(path, QUERIES)
+    return read_split(path, qrels_file(path, split))[0]
+
+
+def check_split(path: str, split: str | None) -> None:
+    """Refuse ``--split`` where the queries are no folder."""
+    if split is not None and not os.path.isdir(path):
+        raise refuse(f"--split: expected a folder in BEIR's format for the queries, got {path}")
 
 
 def read_embeddings(option: str, path: str | os.PathLike[str], n: int) -> NDArray[np.float32]:
