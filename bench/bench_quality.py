@@ -14,6 +14,9 @@ from 5 to 100 anchor queries. Indexing seconds are those of building and of scor
 the rate of the data set's cross-encoder in the same run. The truncation (``rcond``) and the
 temperature are those that serve ADACUR and distillation best on these very queries; "plain" is the
 pseudo-inverse as it is. In the same JSON, "indexing", and in quality_medquad_faq_indexing.svg.
+
+And recall against rounds, on all test queries, of cexnn and of AXN with mix 0: in the same JSON,
+"rounds", and in quality_medquad_faq_rounds.svg.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ RESULTS = Path(__file__).parent / "results"
 KS, MIXES = (1, 10, 100), (0.0, 0.2, 0.5, 0.8)
 N_SCORES, N_ANCHORS = (1_000, 3_000, 10_000, 30_000, 104_576), (5, 10, 25, 50, 100)
 INDEXING_BUDGETS, N_TIMED_PAIRS = (100, 500), 1024
+ROUNDS, ROUNDS_BUDGETS = (1, 2, 3, 5, 10, 20), (100, 500)
 PANELS = ((10, 100), (100, 100), (10, 500), (100, 500))  # k, budget
 
 
@@ -74,7 +78,8 @@ def load(folder):
 
 
 def searches(scorer, numbers, queries, items, scale, index):
-    """Return each method as a function of the budget."""
+    """Return three methods as functions of the budget: the last two by mix, and by rounds."""
+    options = {"k": max(KS)}
 
     def rerank(budget):
         return baselines.retrieve_and_rerank(
@@ -82,33 +87,64 @@ def searches(scorer, numbers, queries, items, scale, index):
             numbers,
             item_embeddings=items,
             query_embeddings=queries,
-            k=max(KS),
             budget=budget,
+            **options,
         )
 
-    def paper(mix):
+    def paper(mix, rounds=10):
         return lambda budget: baselines.axn(
             scorer,
             numbers,
             item_factors=items,
             query_factors=queries,
-            k=max(KS),
             budget=budget,
+            rounds=rounds,
             mix=mix,
             scale=scale,
+            **options,
         )
 
     def ours(rounds):
         return lambda budget: index.search(
-            scorer, numbers, k=max(KS), budget=budget, rounds=rounds, query_embeddings=queries
+            scorer, numbers, budget=budget, rounds=rounds, query_embeddings=queries, **options
         )
 
-    return {
-        "retrieve and rerank": rerank,
-        **{f"AXN, mix {mix:g}": paper(mix) for mix in MIXES},
-        "cexnn, 5 rounds": ours(5),
-        "cexnn, 10 rounds": ours(10),
-    }
+    return rerank, paper, ours
+
+
+def by_rounds(methods, exact_ids):
+    """Measure recall against rounds; return the rows of it."""
+    runs = {(name, rounds): make(rounds) for rounds in ROUNDS for name, make in methods.items()}
+    found = report(
+        {f"{name}, {rounds} rounds": run for (name, rounds), run in runs.items()},
+        exact_ids,
+        ks=KS,
+        budgets=ROUNDS_BUDGETS,
+    )
+    keys = (key for _ in ROUNDS_BUDGETS for key in runs for _ in KS)
+    return [
+        {**row, "method": name, "rounds": rounds}
+        for row, (name, rounds) in zip(json.loads(found.to_json())["rows"], keys, strict=True)
+    ]
+
+
+def print_rounds(rows):
+    lines = {}
+    for row in rows:
+        line = lines.setdefault((row["method"], row["budget"], row["k"]), [])
+        line.append(f"{row['recall']:.3f}")
+    print("\nRecall@k against rounds.\n")
+    print_table(["method", "calls", "k", *(f"{n} rounds" for n in ROUNDS)], lines)
+
+
+def plot_rounds(rows, path):
+    panels = {}
+    for row in rows:
+        curves = panels.setdefault(f"recall@{row['k']}", {})
+        points = curves.setdefault(f"{row['method']}, {row['budget']} calls", [])
+        points.append((row["rounds"], row["recall"], row["low"], row["high"]))
+    drawn = {title: [Curve(*curve) for curve in of.items()] for title, of in panels.items()}
+    plot_curves(drawn, path, x_label="rounds")
 
 
 def pairs_per_second(folder):
@@ -201,6 +237,14 @@ def indexing(folder, table, *training):
     return {"n_queries": len(test), "pairs_per_second": rate, "rows": rows}
 
 
+def print_table(heads, lines):
+    """Print lines of cells as a Markdown table; their keys are the first cells."""
+    print("|", " | ".join(heads), "|")
+    print("| :-- " + "| --: " * (len(heads) - 1) + "|")
+    for line, cells in lines.items():
+        print("|", " | ".join(map(str, [*line, *cells])), "|")
+
+
 def print_indexing(record):
     print(
         f"\nRecall against indexing calls, {record['n_queries']} queries; the cross-encoder scores "
@@ -211,10 +255,7 @@ def print_indexing(record):
         costs = (f"{row[name]:,.0f}" for name in ("indexing_calls", "indexing_seconds"))
         lines.setdefault((row["method"], *costs), []).append(f"{row['recall']:.3f}")
     heads = [f"@{k}, {budget} calls" for budget in INDEXING_BUDGETS for k in KS]
-    print("| method | indexing calls | in seconds |", " | ".join(heads), "|")
-    print("| :-- " + "| --: " * (2 + len(heads)) + "|")
-    for line, recalls in lines.items():
-        print("|", " | ".join([*line, *recalls]), "|")
+    print_table(["method", "indexing calls", "in seconds", *heads], lines)
 
 
 def plot_indexing(record, path):
@@ -274,15 +315,18 @@ def main():
     seconds = time.perf_counter() - start
     scale = baselines.fit_scale(scores, query_factors=queries, item_factors=items)
     exact_ids, _ = exact(scorer, numbers, len(items), max(KS))
-    found = report(
-        searches(scorer, numbers, test, items, scale, index),
-        exact_ids,
-        ks=KS,
-        budgets=options.budgets,
-        progress=sys.stderr.isatty(),
-    )
+    rerank, paper, ours = searches(scorer, numbers, test, items, scale, index)
+    methods = {
+        "retrieve and rerank": rerank,
+        **{f"AXN, mix {mix:g}": paper(mix) for mix in MIXES},
+        "cexnn, 5 rounds": ours(5),
+        "cexnn, 10 rounds": ours(10),
+    }
+    found = report(methods, exact_ids, ks=KS, budgets=options.budgets, progress=sys.stderr.isatty())
     print(found.table())
     print(f"\nIndex built in {seconds:.1f} s from {scores.nnz} scores.")
+    rounds = by_rounds({"cexnn": ours, "AXN, mix 0": partial(paper, 0.0)}, exact_ids)
+    print_rounds(rounds)
     print_indexing(cost := indexing(options.data, table, scores, queries, items, (index, seconds)))
     options.out.mkdir(parents=True, exist_ok=True)
     record = {
@@ -292,11 +336,13 @@ def main():
         "index": index.info(),
         "axn_scale": scale._asdict(),
         **json.loads(found.to_json()),
+        "rounds": rounds,
         "indexing": cost,
     }
     name = options.out / "quality_medquad_faq"
     name.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     found.plot(name.with_suffix(".svg"))
+    plot_rounds(rounds, options.out / "quality_medquad_faq_rounds.svg")
     plot_indexing(cost, options.out / "quality_medquad_faq_indexing.svg")
 
 

@@ -15,7 +15,9 @@ SUFFIXES = (".png", ".svg", ".pdf")
 # Okabe and Ito's palette, told apart by all common kinds of colour vision; without its yellow.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", ":", "-.")
+LINES = ("-", "--", "-.", ":")  # with the markers they tell curves apart in grey, too
+WIDTH, HEIGHT = 2.7, 2.8  # inches of a panel
+LABEL = 0.12  # width of a tick's label, as a share of a panel's
 MARGIN = 1.06  # of the horizontal axis, on either side
 
 
@@ -37,12 +39,12 @@ class Curve(NamedTuple):
 def plot_curves(
     panels: Mapping[str, Sequence[Curve]], path: str | os.PathLike[str], *, x_label: str
 ) -> None:
-    """Draw panels side by side, with one legend, into a file.
+    """Draw panels side by side, four of them two by two, with one legend, into a file.
 
     Parameters
     ----------
     panels : mapping of str to sequence of Curve
-        By title. A name has the same colour and marker in every panel.
+        By title. A name has the same colour, line and marker in every panel.
     path : path
         Ends in ``.png``, ``.svg`` or ``.pdf``.
     x_label : str
@@ -70,19 +72,25 @@ def draw_curves(panels: Mapping[str, Sequence[Curve]], *, x_label: str) -> Any:
     """Return the figure that `plot_curves` saves, a Matplotlib ``Figure``."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.textpath import TextPath
     except ImportError as error:
         raise ImportError("a plot needs Matplotlib: pip install 'cexnn[cpu]'") from error
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
-    column = 0.75 + 0.14 * max(map(len, names))  # inches of the legend: every letter an m
-    width = max(5.0, 3.8 * len(panels), column)
+    columns = 2 if len(panels) == 4 else len(panels)
+    n_rows = -(-len(panels) // columns)
+    letters = max(TextPath((0, 0), name).get_extents().width for name in names)
+    column = 0.75 + max(0.0, letters) / 72  # inches of the legend
+    width = max(5.0, WIDTH * columns + 0.4, column)
     n_columns = min(len(names), int(width / column))
-    height = 3.5 + 0.24 * -(-len(names) // n_columns)
+    height = HEIGHT * n_rows + 0.5 + 0.24 * -(-len(names) // n_columns)
     figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
-    all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    grid = figure.subplots(n_rows, columns, sharey=True, squeeze=False)
+    all_axes = grid.ravel()
     for axes, (title, curves) in zip(all_axes, panels.items(), strict=True):
         _draw_panel(axes, title, curves, names)
         axes.set_xlabel(x_label)
-    all_axes[0].set_ylabel("share of the exact neighbours found")
+    for axes in grid[:, 0]:
+        axes.set_ylabel("share of the exact\nneighbours found")
     handles = {h.get_label(): h for axes in all_axes for h in axes.get_lines()}
     figure.legend(
         [handles[name] for name in names],
@@ -107,9 +115,10 @@ def _draw_panel(axes: Any, title: str, curves: Sequence[Curve], names: Sequence[
             label=curve.name,
             color=colour,
             marker=MARKERS[at % len(MARKERS)],
-            linestyle=LINES[at // len(COLOURS) % len(LINES)],
+            markerfacecolor="white" if at % 2 else colour,
+            linestyle=LINES[at % len(LINES)],
             markersize=4.5,
-            linewidth=1.6,
+            linewidth=1.4,
         )
         axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
     ticks = sorted({round(point[0], 1) for curve in curves for point in curve.points}) or [1.0]
@@ -131,9 +140,11 @@ def _apart(ticks: Sequence[float]) -> list[float]:
     --------
     >>> _apart([50, 51, 100, 110, 200])
     [50, 100, 200]
+    >>> _apart([1, 3, 10, 20, 30, 40, 100, 400])
+    [1, 3, 10, 30, 100, 400]
     """
     kept = [ticks[0]]
     for tick in ticks[1:]:
-        if tick >= 1.25 * kept[-1]:
+        if tick >= kept[-1] * (ticks[-1] / ticks[0]) ** LABEL:
             kept.append(tick)
     return kept
