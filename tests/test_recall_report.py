@@ -129,7 +129,7 @@ def test_plot_png(found, tmp_path):
     assert (tmp_path / "report.PNG").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("n_panels", [1, 3])
+@pytest.mark.parametrize("n_panels", [1, 3, 4])
 @pytest.mark.parametrize("length", [3, 20, 90])
 @pytest.mark.parametrize("n_methods", [1, 9])
 def test_the_legend_fits_into_the_picture(n_panels, length, n_methods):
@@ -143,6 +143,14 @@ def test_the_legend_fits_into_the_picture(n_panels, length, n_methods):
     assert legend.x1 <= figure.bbox.x1
     assert legend.y0 >= 0
     assert legend.y1 <= min(axes.get_window_extent().y0 for axes in figure.axes)
+
+
+def test_curves_differ_in_more_than_colour():
+    pytest.importorskip("matplotlib", reason="needs matplotlib")
+    curves = [Curve(f"method {n}", [(50, 0.4, 0.3, 0.5), (100, 0.6, 0.5, 0.7)]) for n in range(14)]
+    [axes] = draw_curves({"recall@1": curves}, x_label="calls").axes
+    looks = {(line.get_linestyle(), line.get_marker()) for line in axes.get_lines()}
+    assert len(looks) == 14
 
 
 def test_plot_of_a_search_that_spent_nothing(tmp_path):
