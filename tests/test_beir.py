@@ -76,7 +76,6 @@ def test_labels_of_unknown_queries_are_named(folder):
         ({"_id": None, "text": "a"}, "expected _id to be a string or a whole number, got None"),
         ({"_id": "a"}, "expected a JSON object with a string named text"),
         ({"_id": "a", "text": "b", "title": 1}, "expected title to be a string, got 1"),
-        ({"_id": "a", "text": " ", "title": ""}, "expected a text, got an empty one"),
         ({"_id": "d1", "text": "again"}, "expected a new id, got 'd1' of line 1"),
     ],
 )
@@ -85,6 +84,15 @@ def test_bad_entries_are_named(folder, entry, message):
         file.write(json.dumps(entry))
     with pytest.raises(ValueError, match=rf"corpus\.jsonl:5: {message}"):
         read_part(folder, CORPUS)
+
+
+def test_documents_may_be_empty_and_queries_not(folder):
+    for part in (CORPUS, QUERIES):
+        with open(folder / part, "a") as file:
+            file.write(json.dumps({"_id": "none", "text": "", "title": ""}))
+    assert read_part(folder, CORPUS)[-1] == Text("none", "")
+    with pytest.raises(ValueError, match=r"queries\.jsonl:\d: expected a text, got an empty one"):
+        read_part(folder, QUERIES)
 
 
 def test_trec_labels():

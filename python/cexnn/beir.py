@@ -51,7 +51,8 @@ def read_part(folder: str | os.PathLike[str], part: str) -> list[Text]:
     if not path.is_file():
         raise ValueError(f"{folder}: expected a folder in BEIR's format, found no {part}")
     with open(path, "rb") as file:
-        return read_texts(file, str(path), kind="beir")
+        # some collections hold empty documents, which labels and runs may name
+        return read_texts(file, str(path), kind="beir", allow_empty=part == CORPUS)
 
 
 def qrels_file(folder: str | os.PathLike[str], split: str) -> Path:

@@ -44,14 +44,15 @@ class Text(NamedTuple):
     id : str
         Unique within its file.
     text : str
-        Never empty.
     """
 
     id: str
     text: str
 
 
-def read_texts(file: Iterable[bytes], name: str, *, kind: str | None = None) -> list[Text]:
+def read_texts(
+    file: Iterable[bytes], name: str, *, kind: str | None = None, allow_empty: bool = False
+) -> list[Text]:
     r"""Read texts in any of the three formats.
 
     Parameters
@@ -62,6 +63,8 @@ def read_texts(file: Iterable[bytes], name: str, *, kind: str | None = None) -> 
         The file's name: its extension may tell the format, and errors name it.
     kind : {"jsonl", "beir", "tsv", "plain"}, optional
         The format, if it is known; ``"beir"`` is JSON Lines whose ids must be named ``_id``.
+    allow_empty : bool
+        Whether a text may be empty.
 
     Returns
     -------
@@ -71,8 +74,8 @@ def read_texts(file: Iterable[bytes], name: str, *, kind: str | None = None) -> 
     Raises
     ------
     ValueError
-        Not UTF-8, a line that does not fit the format, an empty text, an id that stands twice, or
-        no text at all. Names the file and the line.
+        Not UTF-8, a line that does not fit the format, an empty text that may not be, an id that
+        stands twice, or no text at all. Names the file and the line.
 
     Examples
     --------
@@ -86,7 +89,7 @@ def read_texts(file: Iterable[bytes], name: str, *, kind: str | None = None) -> 
         kind = kind or _guess(line)
         where = f"{name}:{number}"
         text = PARSERS[kind](line, number, where)
-        if not text.text.strip():
+        if not allow_empty and not text.text.strip():
             raise ValueError(f"{where}: expected a text, got an empty one")
         if places.setdefault(text.id, number) != number:
             raise ValueError(
