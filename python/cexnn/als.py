@@ -54,6 +54,7 @@ def factorize(
     *,
     query_prior: FloatArray | None = None,
     item_prior: FloatArray | None = None,
+    item_start: FloatArray | None = None,
     regularization: float | tuple[float, float] | str = "auto",
     n_iterations: int = 10,
     seed: int = 0,
@@ -79,6 +80,8 @@ def factorize(
         ``u0`` and ``v0``, and where the iteration starts. A row without scores stays there.
         Without an item prior ``v0`` is zero and the start is random; without a query prior ``u0``
         is zero.
+    item_start : (n_items, n_factors) float, optional
+        Item factors to start from instead: those of an earlier factorisation, say.
     regularization : float, (float, float) or "auto"
         ``lambda_u = lambda_v``, or both. ``"auto"`` chooses them by the error on each query's top
         scores among held-out ones.
@@ -129,11 +132,14 @@ def factorize(
     if query_prior is not None:
         u0 = check_matrix("query_prior", query_prior, rows=n_queries, cols=n_factors)
         n_factors = u0.shape[1]
+    if item_start is not None:
+        item_start = check_matrix("item_start", item_start, rows=n_items, cols=n_factors)
+        n_factors = item_start.shape[1]
     if n_factors is None:
         n_factors = max(1, min(DEFAULT_N_FACTORS, n_queries, n_items))
     check_int("n_factors", n_factors, minimum=1)
     rng = np.random.default_rng(check_int("seed", seed, minimum=0))
-    start = _start(matrix, v0, n_factors, rng)
+    start = _start(matrix, v0, n_factors, rng) if item_start is None else item_start
     lambdas = check_regularization(regularization)
     if lambdas is None:
         lambdas = _choose(matrix, u0, v0, start, rng, threads)

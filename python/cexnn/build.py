@@ -25,6 +25,7 @@ FloatArray = NDArray[np.float32]
 
 HELD_OUT_QUERIES = 100  # at most, and a fifth of the training queries at most
 LEAST_QUERIES = 10  # with fewer, the variances are fitted to the same queries as all else
+TRIAL_SHARE = 3  # the trial takes one of so many sweeps; the final factorisation goes on from it
 UNSCORED_SLOPE = 0.4  # score deviations that one deviation of dot products is taken to be worth
 
 
@@ -139,11 +140,15 @@ def _from_scores(
         fit, held = np.sort(shuffled[n_held:]), np.sort(shuffled[:n_held])
     elif wanted == "auto" and items is not None:
         wanted = "embeddings"  # with no query to judge by, what has the least to learn
-    trial = _maker(take_rows(scores, fit), _rows(queries, fit), items, options)
+    few = max(1, options.n_iterations // TRIAL_SHARE)
+    rest = max(1, options.n_iterations - few)
+    trial_options = replace(options, n_iterations=few)
+    trial = _maker(take_rows(scores, fit), _rows(queries, fit), items, trial_options)
     chosen, query_mapped, model = _choose(
         trial, scores, queries, held, wanted, queries is not None and fit is not held, rng
     )
-    final = _maker(scores, queries, items, replace(options, regularization=trial.regularization))
+    options = replace(options, regularization=trial.regularization, n_iterations=rest)
+    final = _maker(scores, queries, items, options, trial)
     factors = final.make(chosen)
     calibration, mapped = final.calibration, chosen in ("inductive", "joined")
     return Learned(
@@ -175,7 +180,11 @@ def _from_scores(
 
 
 def _maker(
-    scores: csr_array, queries: FloatArray | None, items: FloatArray | None, options: _Options
+    scores: csr_array,
+    queries: FloatArray | None,
+    items: FloatArray | None,
+    options: _Options,
+    before: FactorMaker | None = None,
 ) -> FactorMaker:
     return FactorMaker(
         scores,
@@ -188,6 +197,7 @@ def _maker(
         num_threads=options.num_threads,
         device=options.device,
         progress=options.progress,
+        before=before,
     )
 
 

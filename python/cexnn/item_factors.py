@@ -30,7 +30,8 @@ class FactorMaker:
     - ``"joined"``: the factorisation drawn to the inductive factors.
 
     Parameters are those of `Index.build`; without item embeddings the only form is the
-    transductive one.
+    transductive one. With ``before``, a maker of the same items from some of the scores that has
+    made the same form, the factorisations go on from where its own ended.
 
     References
     ----------
@@ -51,11 +52,13 @@ class FactorMaker:
         num_threads: int,
         device: str,
         progress: bool,
+        before: FactorMaker | None = None,
     ) -> None:
         self._scores, self._queries, self._items = scores, queries, items
         self._n_factors, self._regularization = n_factors, regularization
         self._n_iterations, self._seed = n_iterations, seed
         self._num_threads, self._device, self._progress = num_threads, device, progress
+        self._before = before
         self.calibration: Calibration = calibrate(scores, queries, items)
 
     def forms(self) -> tuple[str, ...]:
@@ -69,11 +72,11 @@ class FactorMaker:
 
     def make(self, form: str) -> Factors:
         """Return query and item factors of one form; the queries' are those of a factorisation."""
-        factors = self._transductive
         if self._items is None or form == "transductive":
-            return factors
+            return self._transductive
         if form == "joined":
-            return self._factorise(self._inductive, factors.regularization)
+            return self._joined
+        factors = self._transductive
         items = self._inductive if form == "inductive" else self._prior
         return Factors(factors.queries, items, factors.regularization, factors.objective)
 
@@ -96,9 +99,16 @@ class FactorMaker:
 
     @cached_property
     def _transductive(self) -> Factors:
-        return self._factorise(None if self._items is None else self._prior, self._regularization)
+        start = None if self._before is None else self._before._transductive.items
+        prior = None if self._items is None else self._prior
+        return self._factorise(prior, start, self._regularization)
 
-    @property
+    @cached_property
+    def _joined(self) -> Factors:
+        start = self._transductive if self._before is None else self._before._joined
+        return self._factorise(self._inductive, start.items, self._transductive.regularization)
+
+    @cached_property
     def _prior(self) -> FloatArray:
         assert self._items is not None
         return self._items * np.float32(self.calibration.item_scale)
@@ -117,7 +127,10 @@ class FactorMaker:
         return self._prior + self._items @ self._correction
 
     def _factorise(
-        self, item_prior: FloatArray | None, regularization: float | tuple[float, float] | str
+        self,
+        item_prior: FloatArray | None,
+        item_start: FloatArray | None,
+        regularization: float | tuple[float, float] | str,
     ) -> Factors:
         calibration = self.calibration
         residual = check_scores(self._scores)
@@ -134,6 +147,7 @@ class FactorMaker:
             self._n_factors,
             query_prior=prior,
             item_prior=item_prior,
+            item_start=item_start,
             regularization=regularization,
             n_iterations=self._n_iterations,
             seed=self._seed,
