@@ -1,4 +1,4 @@
-"""What `Index.build` learns, in its order: calibration, factors, the variances of the search."""
+"""What `Index.build` learns, in its order: calibration, factors, variances of the search, rounds."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cexnn.item_factors import FORMS, FactorMaker
 from cexnn.learned import Learned
 from cexnn.prior import Calibration, embedding_scales, mean_square_norm, query_priors
 from cexnn.query_model import QueryModel, default_query_model, fit_query_model
+from cexnn.rounds import learn_rounds
 from cexnn.score_csr import check_scores, take_rows
 
 __all__ = ["learn"]
@@ -25,6 +26,7 @@ FloatArray = NDArray[np.float32]
 
 HELD_OUT_QUERIES = 100  # at most, and a fifth of the training queries at most
 LEAST_QUERIES = 10  # with fewer, the variances are fitted to the same queries as all else
+SIMULATED_QUERIES = 64  # at most, to learn the rounds
 TRIAL_SHARE = 3  # the trial takes one of so many sweeps; the final factorisation goes on from it
 UNSCORED_SLOPE = 0.4  # score deviations that one deviation of dot products is taken to be worth
 
@@ -151,7 +153,7 @@ def _from_scores(
     final = _maker(scores, queries, items, options, trial)
     factors = final.make(chosen)
     calibration, mapped = final.calibration, chosen in ("inductive", "joined")
-    return Learned(
+    learned = Learned(
         item_factors=factors.items,
         item_offsets=calibration.item_offsets,
         mean_query=factors.queries[used].mean(axis=0, dtype=np.float64).astype(np.float32),
@@ -177,6 +179,29 @@ def _from_scores(
             "residual_variance": calibration.residual_variance,
         },
     )
+    if len(used) < LEAST_QUERIES:
+        return learned
+    return _with_rounds(learned, queries, used, rng, options.num_threads)
+
+
+def _with_rounds(
+    learned: Learned,
+    queries: FloatArray | None,
+    used: NDArray[np.int64],
+    rng: np.random.Generator,
+    num_threads: int,
+) -> Learned:
+    """Learn how many rounds suit a budget, for queries such as those of the training."""
+    picked = rng.choice(used, min(len(used), SIMULATED_QUERIES), replace=False)
+    if queries is None:
+        priors = np.tile(learned.mean_query, (len(picked), 1))
+    else:
+        priors = queries[picked] * np.float32(learned.query_scale)
+    rounds = learn_rounds(
+        learned.model, learned.item_factors, learned.item_offsets, priors, rng, num_threads
+    )
+    facts = {**learned.facts, "n_simulated_queries": len(picked) if rounds else 0}
+    return replace(learned, rounds=rounds, facts=facts)
 
 
 def _maker(

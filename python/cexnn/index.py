@@ -80,7 +80,8 @@ class Index:
         runs in the dual encoder's space as it is. With both, offset, slope and item offsets bring
         the embeddings into cross-encoder units, and the factorisation starts from them and is
         drawn towards them. The form of the item factors and the variances of the search's model
-        are those that predict held-out queries best.
+        are those that predict held-out queries best. From them the build learns how many rounds
+        suit a budget, for ``rounds="auto"``.
 
         Parameters
         ----------
@@ -180,13 +181,18 @@ class Index:
         return _read_only(self._learned.item_offsets)
 
     def info(self) -> dict[str, Any]:
-        """Return what the index holds and what its build learned, as plain values."""
+        """Return what the index holds and what its build learned, as plain values.
+
+        ``"rounds"``: for a few budgets, the fewest rounds that are as good as more, in searches
+        for ``"n_simulated_queries"`` queries simulated under the learned ``"query_model"``.
+        """
         return {
             "n_items": self.n_items,
             "n_removed": self.n_removed,
             "n_factors": self.n_factors,
             "embedding_dims": self._learned.n_dims,
             "query_model": asdict(self._learned.model),
+            "rounds": dict(self._learned.rounds),
             **self._learned.facts,
         }
 
@@ -220,7 +226,9 @@ class Index:
             Pairs scored a query, at most; never more than there are items.
         rounds : int or "auto"
             Over which the budget is split evenly. One round is retrieve-and-rerank.
-            ``"auto"``: one for each ten calls, at most 20.
+            ``"auto"``: the fewest that are as good as more, as the build learned them (see
+            `info`); for an index built without scores, or for ``update="least_squares"``, one
+            for each ten calls, at most 20.
         query_embeddings : (n_queries, n_dims) float, optional
             Of the dual encoder that the index was built with. Without them a query starts as the
             mean training query.
@@ -327,6 +335,7 @@ class Index:
             given = check_ids("first", first, rows=n_queries, n_items=n_items)
             opening = np.where(np.isin(given, state.removed), np.int32(-1), given)
         model, calibrated = state.learned.model, update == "calibrated"
+        learned_rounds = state.learned.rounds if calibrated else ()
         openers = [state.plain]
         if calibrated and state.calibrated is not state.plain:
             openers.append(state.calibrated)
@@ -339,7 +348,7 @@ class Index:
             n_searchable=n_items - len(state.removed),
             k=k,
             budget=budget,
-            rounds=resolve_rounds(rounds, budget),
+            rounds=resolve_rounds(rounds, budget, learned_rounds),
             first=opening,
             standardize=not state.learned.in_score_units,
             stop_confident=check_stop(

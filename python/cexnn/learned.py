@@ -63,6 +63,8 @@ class Learned:
     in_score_units : bool
         Built with scores. Otherwise the model is one of standardised scores.
     model : QueryModel
+    rounds : tuple of (budget, rounds)
+        The fewest rounds that serve a budget, ascending; empty: nothing to learn them from.
     facts : dict
         What was learned and from how much, as plain values.
     """
@@ -81,6 +83,7 @@ class Learned:
     factorised: bool
     in_score_units: bool
     model: QueryModel
+    rounds: tuple[tuple[int, int], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -90,7 +93,7 @@ def write(path: str | os.PathLike[str], learned: Learned) -> None:
     The arrays are those of `Learned`, by name; all else is JSON under the metadata key ``index``.
     """
     described = {
-        **{name: getattr(learned, name) for name in (*NUMBERS, *FLAGS, "n_dims", "facts")},
+        **{name: getattr(learned, name) for name in (*NUMBERS, *FLAGS, "n_dims", "rounds", "facts")},
         "model": asdict(learned.model),
     }
     arrays = {name: getattr(learned, name) for name in ARRAYS}
@@ -141,4 +144,9 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
     variances = {name: value for name, value in asdict(model).items() if name != "offset"}
     if not math.isfinite(model.offset) or not all(0 <= v < math.inf for v in variances.values()):
         raise ValueError(f"{model} is no model")
-    return Learned(**parts, n_dims=n_dims, model=model, facts=dict(described["facts"]))
+    rounds = tuple((int(budget), int(n)) for budget, n in described.get("rounds", []))
+    if any(not 1 <= n <= budget for budget, n in rounds) or list(rounds) != sorted(set(rounds)):
+        raise ValueError(f"rounds are {rounds}")
+    return Learned(
+        **parts, n_dims=n_dims, model=model, rounds=rounds, facts=dict(described["facts"])
+    )

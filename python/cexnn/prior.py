@@ -68,10 +68,7 @@ class Calibration:
 
 def mean_square_norm(rows: FloatArray) -> float:
     """Mean squared norm of the rows, 1 if all are zero."""
-    total = sum(
-        float(np.square(rows[i : i + 65536], dtype=np.float64).sum())
-        for i in range(0, len(rows), 65536)
-    )
+    total = float(np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64))
     return total / max(1, len(rows)) or 1.0
 
 
@@ -221,7 +218,7 @@ def embedding_map(
     """
     scored = np.flatnonzero(counts)
     unit = 1.0 / math.sqrt(mean_square_norm(embeddings))
-    parts = ((counts, sums), (counts, sums)) if split is None else split
+    parts = split or [(counts, sums)] * 2
     halves = [
         _normal_equations(embeddings, scored[at::2], *part, unit) for at, part in enumerate(parts)
     ]
@@ -235,7 +232,10 @@ def embedding_map(
     best = int(np.argmin(errors))
     if errors[best] >= 0:  # no better than no map
         return np.zeros((embeddings.shape[1], sums.shape[1]), dtype=np.float32)
-    gram, right = _normal_equations(embeddings, scored, counts, sums, unit)
+    if split is None:
+        gram, right = (first + second for first, second in zip(*halves, strict=True))
+    else:
+        gram, right = _normal_equations(embeddings, scored, counts, sums, unit)
     weights = np.linalg.solve(gram + MAP_PENALTIES[best] * np.eye(len(gram)), right)
     return (unit * weights).astype(np.float32)
 

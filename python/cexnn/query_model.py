@@ -22,7 +22,7 @@ __all__ = ["QueryModel", "default_query_model", "fit_query_model"]
 FloatArray = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
-MAX_MODEL_SCORES = 128  # of one query, to fit the variances
+MAX_MODEL_SCORES = 64  # of one query, to fit the variances
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def fit_query_model(
     queries : iterable of (factors, fits, residuals)
         Of a query's scored items: their factors (n, d), ``p`` (n,), and ``y - b - o - p`` (n,).
     rng : Generator
-        Draws 128 of the scores of a query that has more.
+        Draws 64 of the scores of a query that has more.
 
     Returns
     -------

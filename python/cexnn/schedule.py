@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
@@ -17,8 +19,24 @@ MISSED_SHARE = 0.01  # of the k best: what a confident query may expect to be mi
 WIDENING = 1.5  # of the deviations: scores far off are more frequent than the model has them
 
 
-def resolve_rounds(rounds: int | str, budget: int) -> int:
-    """Turn a ``rounds`` argument into a number; ``"auto"``: one for each ten calls, at most 20.
+def resolve_rounds(
+    rounds: int | str, budget: int, learned: Sequence[tuple[int, int]] = ()
+) -> int:
+    """Turn a ``rounds`` argument into a number.
+
+    ``"auto"``: between those learned for the nearest budgets, no more than for the largest one;
+    where none were learned, one for each ten calls, at most 20.
+
+    Parameters
+    ----------
+    rounds : int or "auto"
+    budget : int
+    learned : sequence of (budget, rounds)
+        Ascending.
+
+    Returns
+    -------
+    int
 
     Raises
     ------
@@ -28,6 +46,9 @@ def resolve_rounds(rounds: int | str, budget: int) -> int:
     if isinstance(rounds, str):
         if rounds != "auto":
             raise ValueError(f"rounds: expected an integer or 'auto', got {rounds!r}")
+        if learned:
+            budgets, counts = zip((0, 0), *learned, strict=True)
+            return max(1, int(np.interp(budget, budgets, counts)))
         return min(20, max(1, budget // 10))
     number = check_int("rounds", rounds, minimum=1)
     if number > budget:
