@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +26,8 @@ FloatArray = NDArray[np.float32]
 HELD_OUT_QUERIES = 100  # at most, and a fifth of the training queries at most
 LEAST_QUERIES = 10  # with fewer, the variances are fitted to the same queries as all else
 SIMULATED_QUERIES = 64  # at most, to learn the rounds
-TRIAL_SHARE = 3  # the trial takes one of so many sweeps; the final factorisation goes on from it
+TRIAL_SHARE = 2  # the trial takes one of so many sweeps; the final factorisation goes on from it
+CHOICE_SCORES = 64  # of a held-out query, the same for every form
 UNSCORED_SLOPE = 0.4  # score deviations that one deviation of dot products is taken to be worth
 
 
@@ -147,7 +147,7 @@ def _from_scores(
     trial_options = replace(options, n_iterations=few)
     trial = _maker(take_rows(scores, fit), _rows(queries, fit), items, trial_options)
     chosen, query_mapped, model = _choose(
-        trial, scores, queries, held, wanted, queries is not None and fit is not held, rng
+        trial, scores, queries, held, wanted, queries is not None and fit is not held, options.seed
     )
     options = replace(options, regularization=trial.regularization, n_iterations=rest)
     final = _maker(scores, queries, items, options, trial)
@@ -241,32 +241,35 @@ def _choose(
     held: NDArray[np.int64],
     wanted: str,
     mappable: bool,
-    rng: np.random.Generator,
+    seed: int,
 ) -> tuple[str, bool, QueryModel]:
     """Choose by held-out queries: form of the item factors, whether to map queries, variances."""
 
-    def fit(factors: Factors, query_map: FloatArray) -> tuple[QueryModel, float]:
+    def fit(
+        factors: Factors, query_map: FloatArray | None = None, **options: int
+    ) -> tuple[QueryModel, float]:
         start = default_query_model(
             trial.calibration.residual_variance,
             mean_square_norm(factors.items),
             trial.calibration.offset,
         )
+        if query_map is None:
+            query_map = _no_map(factors.items)
         of_held = _systems(scores, queries, held, trial.calibration, factors, query_map)
-        return fit_query_model(start, of_held, rng)
+        return fit_query_model(start, of_held, np.random.default_rng(seed), **options)
 
-    chosen, least = None, math.inf
-    for form in trial.forms() if wanted == "auto" else (wanted,):
-        factors = trial.make(form)
-        model, loss = fit(factors, _no_map(factors.items))
-        if chosen is None or loss < least:
-            chosen, least = (form, False, model), loss
-    assert chosen is not None
+    if wanted == "auto":
+        losses = {
+            form: fit(trial.make(form), max_scores=CHOICE_SCORES)[1] for form in trial.forms()
+        }
+        wanted = min(losses, key=lambda form: losses[form])
+    factors = trial.make(wanted)
+    model, loss = fit(factors)
     if mappable:
-        factors = trial.make(chosen[0])
-        model, loss = fit(factors, trial.query_map(factors))
-        if loss < least:
-            chosen = (chosen[0], True, model)
-    return chosen
+        mapped_model, mapped_loss = fit(factors, trial.query_map(factors))
+        if mapped_loss < loss:
+            return wanted, True, mapped_model
+    return wanted, False, model
 
 
 def _systems(

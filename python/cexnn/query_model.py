@@ -22,7 +22,7 @@ __all__ = ["QueryModel", "default_query_model", "fit_query_model"]
 FloatArray = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
-MAX_MODEL_SCORES = 64  # of one query, to fit the variances
+MAX_MODEL_SCORES = 128  # of one query, to fit the variances
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ def fit_query_model(
     start: QueryModel,
     queries: Iterable[tuple[FloatArray, FloatArray, FloatArray]],
     rng: np.random.Generator,
+    *,
+    max_scores: int = MAX_MODEL_SCORES,
 ) -> tuple[QueryModel, float]:
     """Fit the variances by marginal likelihood over queries that taught the model nothing else.
 
@@ -99,7 +101,9 @@ def fit_query_model(
     queries : iterable of (factors, fits, residuals)
         Of a query's scored items: their factors (n, d), ``p`` (n,), and ``y - b - o - p`` (n,).
     rng : Generator
-        Draws 64 of the scores of a query that has more.
+        Draws ``max_scores`` of the scores of a query that has more.
+    max_scores : int
+        The time grows with its cube.
 
     Returns
     -------
@@ -108,7 +112,7 @@ def fit_query_model(
     float
         Mean negative log likelihood of a score; comparable between models of the same scores.
     """
-    systems = [_diagonalise(*query, rng) for query in queries]
+    systems = [_diagonalise(*query, max_scores, rng) for query in queries]
     width = max((len(values) for values, *_ in systems), default=0)
     if width == 0:
         return start, math.inf
@@ -134,11 +138,15 @@ def fit_query_model(
 
 
 def _diagonalise(
-    factors: FloatArray, fits: FloatArray, residuals: FloatArray, rng: np.random.Generator
+    factors: FloatArray,
+    fits: FloatArray,
+    residuals: FloatArray,
+    max_scores: int,
+    rng: np.random.Generator,
 ) -> tuple[Wide, Wide, Wide, Wide]:
     """Eigenvalues of ``V V'``, and in its eigenvectors: residuals, fits and the vector of ones."""
-    if len(residuals) > MAX_MODEL_SCORES:
-        picked = rng.choice(len(residuals), MAX_MODEL_SCORES, replace=False)
+    if len(residuals) > max_scores:
+        picked = rng.choice(len(residuals), max_scores, replace=False)
         factors, fits, residuals = factors[picked], fits[picked], residuals[picked]
     wide = factors.astype(np.float64)
     values, vectors = np.linalg.eigh(wide @ wide.T)
