@@ -1,8 +1,12 @@
-"""How long one sweep of the factorisation takes, against cmfrec's explicit ALS.
+"""How long one sweep of the factorisation takes, against cmfrec's explicit ALS, and a build.
 
 cmfrec solves the same rows by Cholesky in float32 on one thread, without biases, centring or
 scaled regularisation. Both start from the same factors, and after one more sweep (items, then
 queries: cmfrec's order) must have reached the same objective. Setting up is timed on both sides.
+
+`bench_build` holds `Index.build` against the factorisation alone, with its choice of the
+regularisation, of the same scores drawn to the same priors. "learning through factorisation" is
+what else the build learns (calibration, form, variances, rounds) in times of that: at most 1.
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ import numpy as np
 import pytest
 from scipy.sparse import coo_array, coo_matrix
 
-from cexnn import _core, reference
+from cexnn import Index, _core, factorize, reference
+from cexnn.prior import calibrate
+from cexnn.score_csr import check_scores
 
 N_QUERIES, N_ITEMS, REGULARIZATION = 500, 10_000, 5.0
 
@@ -93,3 +99,49 @@ def bench_sweep(versus, n_scores, n_factors):
         rounds=3 if n_factors == 128 else 2,
         warmup_rounds=0,  # the checks have warmed up
     )
+
+
+def corpus(n_queries=2000, n_items=20_000, n_scores=100, n_dims=128):
+    """Return scores that follow the embeddings in part, half of them of the best items."""
+    generator = np.random.default_rng(0)
+    items = generator.standard_normal((n_items, n_dims)).astype(np.float32)
+    queries = generator.standard_normal((n_queries, n_dims)).astype(np.float32)
+    items *= np.linspace(1.5, 0.2, n_dims, dtype=np.float32)
+    hidden = queries + generator.standard_normal(queries.shape, dtype=np.float32)
+    liked = generator.standard_normal(n_items)
+    cols = []
+    for query in queries:
+        best = np.argpartition(-items @ query, n_scores // 2)[: n_scores // 2]
+        others = np.setdiff1d(np.arange(n_items), best)
+        cols += [best, generator.choice(others, n_scores - len(best), replace=False)]
+    rows, cols = np.repeat(np.arange(n_queries), n_scores), np.concatenate(cols)
+    values = np.einsum("ij,ij->i", hidden[rows], items[cols]) / 4 + liked[cols]
+    values += 0.3 * generator.standard_normal(len(rows))
+    scores = coo_array((values.astype(np.float32), (rows, cols)), shape=(n_queries, n_items))
+    return check_scores(scores), queries, items
+
+
+def bench_build(versus, tell, benchmark):
+    scores, queries, items = corpus()
+    calibration = calibrate(scores, queries, items)
+    residual = check_scores(scores)
+    residual.data = scores.data - calibration.offset - calibration.item_offsets[scores.indices]
+    priors = {
+        "query_prior": queries * np.float32(calibration.query_scale),
+        "item_prior": items * np.float32(calibration.item_scale),
+    }
+
+    def build():
+        embeddings = {"item_embeddings": items, "query_embeddings": queries}
+        return Index.build(scores, **embeddings, num_threads=1)
+
+    assert build().info()["rounds"], "the build learned no rounds"
+    versus(
+        build,
+        {"factorisation": lambda: factorize(residual, **priors, num_threads=1)},
+        rounds=3,
+        warmup_rounds=0,
+    )
+    if "factorisation" in benchmark.extra_info:
+        ratio = benchmark.extra_info["factorisation"]["ratio"]
+        tell(learning_through_factorisation=1 / ratio - 1)

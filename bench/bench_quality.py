@@ -321,6 +321,7 @@ def main():
         **{f"AXN, mix {mix:g}": paper(mix) for mix in MIXES},
         "cexnn, 5 rounds": ours(5),
         "cexnn, 10 rounds": ours(10),
+        "cexnn, auto rounds": ours("auto"),
     }
     found = report(methods, exact_ids, ks=KS, budgets=options.budgets, progress=sys.stderr.isatty())
     print(found.table())

@@ -49,6 +49,15 @@ def test_equals_the_definition_after_equal_sweeps():
     assert factors.regularization == (0.5, 2.0)
 
 
+def test_item_start_goes_on_where_another_ended():
+    _, scores = planted(np.random.default_rng(4), 50, 60, 6, 0.3)
+    options = {"n_factors": 6, "regularization": 0.1}
+    first = cexnn.factorize(scores, **options, n_iterations=3)
+    further = cexnn.factorize(scores, **options, n_iterations=4, item_start=first.items)
+    at_once = cexnn.factorize(scores, **options, n_iterations=7)
+    np.testing.assert_allclose(further.items, at_once.items, atol=1e-5)
+
+
 def test_the_objective_never_rises():
     rng = np.random.default_rng(3)
     _, scores = planted(rng, 50, 60, 6, 0.3)
@@ -136,6 +145,10 @@ BAD = {
         (GOOD, {"item_prior": np.ones((3, 2), np.float32), "n_factors": 4}),
         (GOOD, {"item_prior": 5.0}),
         (GOOD, {"item_prior": [[1.0], [1.0, 2.0], [3.0]]}),
+    ],
+    "item_start": [
+        (GOOD, {"item_start": np.ones((2, 2), np.float32)}),
+        (GOOD, {"item_start": np.ones((3, 2), np.float32), "n_factors": 1}),
     ],
     "seed": [(GOOD, {"seed": -1}), (GOOD, {"seed": 0.5})],
     "device": [(GOOD, {"device": "gpu"})],

@@ -5,6 +5,8 @@ import pytest
 from scipy.sparse import csr_array
 
 from cexnn import Index, recall
+from cexnn.item_factors import FactorMaker
+from cexnn.score_csr import check_scores
 
 FORMS = ["embeddings", "transductive", "inductive", "joined"]
 
@@ -86,6 +88,28 @@ def test_new_items_pass_through_the_map(rotated, built, form, tmp_path):
     index = Index.load(tmp_path / "index")
     index.add(rotated.items[:5])
     assert np.allclose(index.item_factors[500:], built["inductive"].item_factors[:5], atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["transductive", "joined"])
+def test_factors_go_on_from_an_earlier_maker(rotated, form):
+    scores = check_scores(rotated.scores)
+    settings = {"n_factors": None, "regularization": (2.0, 2.0), "seed": 0, "num_threads": 1}
+    settings |= {"device": "cpu", "progress": False}
+
+    def maker(n_iterations, before=None):
+        return FactorMaker(
+            scores,
+            rotated.queries,
+            rotated.items,
+            n_iterations=n_iterations,
+            before=before,
+            **settings,
+        )
+
+    converged = maker(100).make(form).items
+    earlier, fresh = maker(5), maker(1).make(form).items
+    further = maker(1, earlier).make(form).items
+    assert np.linalg.norm(further - converged) < 0.7 * np.linalg.norm(fresh - converged)
 
 
 def test_few_queries_keep_the_embeddings(rotated):

@@ -85,6 +85,16 @@ def test_a_few_scores_shrink_the_slope():
     assert found.slope == pytest.approx(2 / 12)
 
 
+def test_a_map_from_all_observations_is_that_of_two_equal_parts():
+    rng = np.random.default_rng(8)
+    embeddings = rng.normal(size=(60, 5)).astype(np.float32)
+    counts = rng.integers(0, 4, size=60).astype(np.float64)
+    sums = counts[:, None] * (embeddings @ rng.normal(size=(5, 3)))
+    found = embedding_map(embeddings, counts, sums)
+    assert np.abs(found).max() > 0.1
+    assert np.allclose(found, embedding_map(embeddings, counts, sums, [(counts, sums)] * 2))
+
+
 def test_a_map_that_does_not_help_held_out_items_is_zero():
     rng = np.random.default_rng(8)
     items = rng.normal(size=(60, 5)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What `Index.build` learns, in its order: calibration, factors, variances of the search, rounds."""
+"""What `Index.build` learns, in its order: calibration, factors, variances, rounds."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def _with_rounds(
     if queries is None:
         priors = np.tile(learned.mean_query, (len(picked), 1))
     else:
-        priors = queries[picked] * np.float32(learned.query_scale)
+        priors = query_priors(queries[picked], learned.query_scale, learned.query_map)
     rounds = learn_rounds(
         learned.model, learned.item_factors, learned.item_offsets, priors, rng, num_threads
     )

@@ -30,6 +30,7 @@ ARRAYS = (
 )
 NUMBERS = ("query_scale", "item_scale", "item_regularization")
 FLAGS = ("factorised", "in_score_units")
+PLAIN = ("n_dims", "rounds", "facts")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def write(path: str | os.PathLike[str], learned: Learned) -> None:
     The arrays are those of `Learned`, by name; all else is JSON under the metadata key ``index``.
     """
     described = {
-        **{name: getattr(learned, name) for name in (*NUMBERS, *FLAGS, "n_dims", "rounds", "facts")},
+        **{name: getattr(learned, name) for name in (*NUMBERS, *FLAGS, *PLAIN)},
         "model": asdict(learned.model),
     }
     arrays = {name: getattr(learned, name) for name in ARRAYS}

@@ -68,7 +68,7 @@ class Calibration:
 
 def mean_square_norm(rows: FloatArray) -> float:
     """Mean squared norm of the rows, 1 if all are zero."""
-    total = float(np.einsum("ij,ij->i", rows, rows).sum(dtype=np.float64))
+    total = float(np.einsum("ij,ij->", rows, rows, dtype=np.float64))
     return total / max(1, len(rows)) or 1.0
 
 

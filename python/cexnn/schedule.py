@@ -19,9 +19,7 @@ MISSED_SHARE = 0.01  # of the k best: what a confident query may expect to be mi
 WIDENING = 1.5  # of the deviations: scores far off are more frequent than the model has them
 
 
-def resolve_rounds(
-    rounds: int | str, budget: int, learned: Sequence[tuple[int, int]] = ()
-) -> int:
+def resolve_rounds(rounds: int | str, budget: int, learned: Sequence[tuple[int, int]] = ()) -> int:
     """Turn a ``rounds`` argument into a number.
 
     ``"auto"``: between those learned for the nearest budgets, no more than for the largest one;
