@@ -12,9 +12,11 @@ from scipy.sparse import csr_array
 
 from cexnn.als import Factors, check_regularization
 from cexnn.checks import check_choice, check_int, check_matrix
+from cexnn.embedding_maps import query_priors
+from cexnn.gated import import_torch
 from cexnn.item_factors import FORMS, FactorMaker
 from cexnn.learned import Learned
-from cexnn.prior import Calibration, embedding_scales, mean_square_norm, query_priors
+from cexnn.prior import Calibration, embedding_scales, mean_square_norm
 from cexnn.query_model import QueryModel, default_query_model, fit_query_model
 from cexnn.rounds import learn_rounds
 from cexnn.score_csr import check_scores, take_rows
@@ -87,6 +89,10 @@ def learn(
             f"item_factors: expected 'auto' or one of {possible} from {given} alone, "
             f"got {item_factors!r}"
         )
+    if item_factors == "gated":
+        if queries is None:
+            raise ValueError("query_embeddings: expected for item_factors='gated', got None")
+        import_torch()
     options = _Options(
         item_factors, n_factors, regularization, n_iterations, seed, num_threads, device, progress
     )
@@ -152,15 +158,15 @@ def _from_scores(
     options = replace(options, regularization=trial.regularization, n_iterations=rest)
     final = _maker(scores, queries, items, options, trial)
     factors = final.make(chosen)
-    calibration, mapped = final.calibration, chosen in ("inductive", "joined")
+    calibration = final.calibration
     learned = Learned(
         item_factors=factors.items,
         item_offsets=calibration.item_offsets,
         mean_query=factors.queries[used].mean(axis=0, dtype=np.float64).astype(np.float32),
         query_factors=factors.queries,
         offset_map=calibration.offset_map,
-        factor_map=final.factor_map() if mapped else _no_map(factors.items),
-        query_map=final.query_map(factors) if query_mapped else _no_map(factors.items),
+        factor_map=final.factor_map(chosen),
+        query_map=final.query_map(chosen, factors) if query_mapped else _no_map(factors.items),
         query_scale=calibration.query_scale,
         item_scale=calibration.item_scale,
         item_regularization=final.regularization[1],
@@ -174,6 +180,7 @@ def _from_scores(
             "n_held_out_queries": len(held) if len(used) >= LEAST_QUERIES else 0,
             "item_factors": chosen,
             "query_map": query_mapped,
+            **({"n_epochs": final.n_epochs} if chosen == "gated" else {}),
             "regularization": list(final.regularization),
             "slope": calibration.slope,
             "residual_variance": calibration.residual_variance,
@@ -264,9 +271,11 @@ def _choose(
         }
         wanted = min(losses, key=lambda form: losses[form])
     factors = trial.make(wanted)
+    if wanted == "gated":  # its query network is a map already
+        return wanted, True, fit(factors, trial.query_map(wanted, factors))[0]
     model, loss = fit(factors)
     if mappable:
-        mapped_model, mapped_loss = fit(factors, trial.query_map(factors))
+        mapped_model, mapped_loss = fit(factors, trial.query_map(wanted, factors))
         if mapped_loss < loss:
             return wanted, True, mapped_model
     return wanted, False, model

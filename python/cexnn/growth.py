@@ -12,6 +12,7 @@ from scipy.sparse import csr_array
 from cexnn import _core
 from cexnn.als import stored_products
 from cexnn.checks import check_matrix
+from cexnn.embedding_maps import apply_map
 from cexnn.learned import Learned
 from cexnn.prior import shrunken_mean
 from cexnn.score_csr import check_scores, stored_rows
@@ -44,9 +45,7 @@ def with_items(learned: Learned, embeddings: Any, scores: Any, num_threads: int)
     factors = np.zeros((n_new, learned.item_factors.shape[1]), dtype=np.float32)
     offsets = np.zeros(n_new, dtype=np.float32)
     if embeddings is not None:
-        factors = embeddings * np.float32(learned.item_scale)
-        if len(learned.factor_map):
-            factors = embeddings @ learned.factor_map
+        factors = apply_map(embeddings, learned.item_scale, learned.factor_map)
         if len(learned.offset_map):
             offsets = embeddings @ learned.offset_map
     if matrix is not None:

@@ -15,9 +15,9 @@ from cexnn import _core
 from cexnn.build import learn
 from cexnn.checks import check_choice, check_float, check_ids, check_int, check_matrix
 from cexnn.device import resolve_device, resolve_num_threads
+from cexnn.embedding_maps import query_priors
 from cexnn.growth import with_items, without_items
 from cexnn.learned import Learned, read, write
-from cexnn.prior import query_priors
 from cexnn.schedule import check_stop, resolve_rounds
 from cexnn.scorer import Scorer, check_call
 from cexnn.search import SearchResult, Session, run
@@ -92,11 +92,15 @@ class Index:
         query_embeddings : (n_queries, n_dims) float, optional
             Of the training queries, the rows of ``scores``. A linear map from them to the queries'
             factors is learned, too, where it predicts held-out queries better.
-        item_factors : {"auto", "embeddings", "transductive", "inductive", "joined"}
+        item_factors : {"auto", "embeddings", "transductive", "inductive", "joined", "gated"}
             With scores and embeddings: the embeddings in cross-encoder units; the factorisation
             drawn to them, where an item never scored stays in its place; a linear map of the
-            embeddings, learned from it; the factorisation drawn to that map. ``"auto"`` takes
-            the one that predicts held-out queries best, with fewer than ten queries the first.
+            embeddings, learned from it; the factorisation drawn to that map; the AXN paper's
+            inductive form, a gated network for queries and one for items (`cexnn.gated`).
+            ``"auto"`` takes the one of the first four that predicts held-out queries best, with
+            fewer than ten queries the first. ``"gated"`` needs ``query_embeddings`` and PyTorch,
+            to build only; ``"auto"`` never takes it, so that an index does not depend on what is
+            installed.
         n_factors : int, optional
             Of a factorisation from scratch; by default 64, or the smaller side of the scores.
             With embeddings it is their number of dimensions.
@@ -123,6 +127,8 @@ class Index:
             Bad shapes or values, naming the argument; neither scores nor item embeddings.
         RuntimeError
             ``device="cuda"`` where it is not available.
+        ImportError
+            ``item_factors="gated"`` without PyTorch (the extra ``torch``), before any work starts.
 
         Examples
         --------
@@ -363,9 +369,9 @@ class Index:
     def add(self, item_embeddings: Any = None, scores: Any = None) -> IdArray:
         """Place new items without a refit; the ids of all others stay as they are.
 
-        An item goes to the place of its embedding, its offset to what the embeddings of the
-        training items say; its scores then correct both, by the same ridge and the same shrunken
-        mean that placed the training items.
+        An item goes to the place of its embedding, by the build's map or network where it has one,
+        its offset to what the embeddings of the training items say; its scores then correct both,
+        by the same ridge and the same shrunken mean that placed the training items.
 
         Parameters
         ----------

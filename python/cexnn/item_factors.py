@@ -1,4 +1,4 @@
-"""Item factors from scores and embeddings: embeddings, transductive, inductive, joined."""
+"""Item factors from scores and embeddings, in the forms that `Index.build` offers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from cexnn.als import Factors, factorize
+from cexnn.gated import Networks, apply_network, train_networks
 from cexnn.prior import Calibration, calibrate, embedding_map
 from cexnn.score_csr import check_scores
 
@@ -16,7 +17,7 @@ __all__ = ["FORMS", "FactorMaker"]
 
 FloatArray = NDArray[np.float32]
 
-FORMS = ("embeddings", "transductive", "inductive", "joined")
+FORMS = ("embeddings", "transductive", "inductive", "joined", "gated")
 
 
 class FactorMaker:
@@ -28,6 +29,7 @@ class FactorMaker:
     - ``"inductive"``: a linear map of the embeddings that reproduces the factorisation on the
       scored items, applied to all.
     - ``"joined"``: the factorisation drawn to the inductive factors.
+    - ``"gated"``: networks of `cexnn.gated` for items and queries, trained on the scores.
 
     Parameters are those of `Index.build`; without item embeddings the only form is the
     transductive one. With ``before``, a maker of the same items from some of the scores that has
@@ -35,8 +37,8 @@ class FactorMaker:
 
     References
     ----------
-    Yadav et al., ICLR 2024, section 3.2, for the transductive and the inductive form (there a
-    gated network, by gradient descent).
+    Yadav et al., ICLR 2024, section 3.2, for the transductive form (there by gradient descent) and
+    the gated one.
     """
 
     def __init__(
@@ -62,8 +64,8 @@ class FactorMaker:
         self.calibration: Calibration = calibrate(scores, queries, items)
 
     def forms(self) -> tuple[str, ...]:
-        """Forms that can be made."""
-        return FORMS if self._items is not None else ("transductive",)
+        """Forms that can be made without PyTorch."""
+        return FORMS[:-1] if self._items is not None else ("transductive",)
 
     @property
     def regularization(self) -> tuple[float, float]:
@@ -71,24 +73,41 @@ class FactorMaker:
         return self._transductive.regularization
 
     def make(self, form: str) -> Factors:
-        """Return query and item factors of one form; the queries' are those of a factorisation."""
+        """Return query and item factors of one form.
+
+        The queries' are those of a factorisation; in the gated form, what their network says.
+        """
         if self._items is None or form == "transductive":
             return self._transductive
         if form == "joined":
             return self._joined
         factors = self._transductive
+        if form == "gated":
+            assert self._queries is not None
+            queries = apply_network(self._networks.queries, self._queries)
+            items = apply_network(self._networks.items, self._items)
+            return Factors(queries, items, factors.regularization, factors.objective)
         items = self._inductive if form == "inductive" else self._prior
         return Factors(factors.queries, items, factors.regularization, factors.objective)
 
-    def factor_map(self) -> FloatArray:
-        """Map from an item's embedding to its factors, (n_dims, n_factors); no rows without."""
-        if self._items is None:
+    @property
+    def n_epochs(self) -> int:
+        """How long the networks of the gated form were trained."""
+        return self._networks.n_epochs
+
+    def factor_map(self, form: str) -> FloatArray:
+        """Map from an item's embedding to its factors; no rows: the embedding, scaled."""
+        if form == "gated":
+            return self._networks.items
+        if self._items is None or form not in ("inductive", "joined"):
             return np.zeros((0, self._transductive.items.shape[1]), dtype=np.float32)
         unit = np.eye(self._items.shape[1], dtype=np.float32)
         return self._correction + np.float32(self.calibration.item_scale) * unit
 
-    def query_map(self, factors: Factors) -> FloatArray:
-        """Map from a query's embedding to its factors, (n_dims, n_factors); no rows without."""
+    def query_map(self, form: str, factors: Factors) -> FloatArray:
+        """Map from a query's embedding to its factors of this form; no rows without embeddings."""
+        if form == "gated":
+            return self._networks.queries
         if self._queries is None:
             return np.zeros((0, factors.queries.shape[1]), dtype=np.float32)
         scale = np.float32(self.calibration.query_scale)
@@ -96,6 +115,19 @@ class FactorMaker:
         change = (factors.queries - scale * self._queries).astype(np.float64)
         unit = np.eye(self._queries.shape[1], dtype=np.float32)
         return embedding_map(self._queries, counts, counts[:, None] * change) + scale * unit
+
+    @cached_property
+    def _networks(self) -> Networks:
+        assert self._queries is not None
+        assert self._items is not None
+        return train_networks(
+            self._residuals(),
+            self._queries,
+            self._items,
+            self.calibration.item_scale,
+            seed=self._seed,
+            progress=self._progress,
+        )
 
     @cached_property
     def _transductive(self) -> Factors:
@@ -126,24 +158,27 @@ class FactorMaker:
         assert self._items is not None
         return self._prior + self._items @ self._correction
 
+    def _residuals(self) -> csr_array:
+        """Scores less what is not in the factors."""
+        residuals = check_scores(self._scores)
+        residuals.data = (
+            self._scores.data
+            - np.float32(self.calibration.offset)
+            - self.calibration.item_offsets[self._scores.indices]
+        )
+        return residuals
+
     def _factorise(
         self,
         item_prior: FloatArray | None,
         item_start: FloatArray | None,
         regularization: float | tuple[float, float] | str,
     ) -> Factors:
-        calibration = self.calibration
-        residual = check_scores(self._scores)
-        residual.data = (
-            self._scores.data
-            - np.float32(calibration.offset)
-            - calibration.item_offsets[self._scores.indices]
-        )
         prior = None
         if self._queries is not None:
-            prior = self._queries * np.float32(calibration.query_scale)
+            prior = self._queries * np.float32(self.calibration.query_scale)
         return factorize(
-            residual,
+            self._residuals(),
             self._n_factors,
             query_prior=prior,
             item_prior=item_prior,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn import storage
+from cexnn.gated import network_size
 from cexnn.query_model import QueryModel
 from cexnn.storage import IndexFileError
 
@@ -49,9 +50,10 @@ class Learned:
         there were none.
     offset_map : (n_dims,) float32
         From an embedding to the item's offset; empty: no map.
-    factor_map : (n_dims, n_factors) float32
-        From an embedding to the item's factors; no rows: ``v0 = item_scale * e_i``.
-    query_map : (n_dims, n_factors) float32
+    factor_map : float32
+        From an embedding to the item's factors, as in `cexnn.embedding_maps`; no rows:
+        ``v0 = item_scale * e_i``.
+    query_map : float32
         From a query's embedding to its prior; no rows: ``u0 = query_scale * e_q``.
     query_scale, item_scale : float
         Of the embeddings, ``v0 = item_scale * e_i``; their product is the slope.
@@ -118,14 +120,15 @@ def read(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> Learned:
 
 def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Learned:
     n_items, n_factors = arrays["item_factors"].shape
+    no_map = np.zeros((0, n_factors), dtype=np.float32)
+    arrays = {"query_map": no_map, **arrays}  # files from before there was one
     shapes = {
         "item_factors": (n_items, n_factors),
         "item_offsets": (n_items,),
         "mean_query": (n_factors,),
         "query_factors": (len(arrays["query_factors"]), n_factors),
         "offset_map": (len(arrays["offset_map"]) and n_factors,),
-        "factor_map": (len(arrays["factor_map"]) and n_factors, n_factors),
-        "query_map": (len(arrays["query_map"]) and n_factors, n_factors),
+        **{name: _map_shape(arrays[name], n_factors) for name in ("factor_map", "query_map")},
     }
     for name, shape in shapes.items():
         if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
@@ -151,3 +154,10 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
     return Learned(
         **parts, n_dims=n_dims, model=model, rounds=rounds, facts=dict(described["facts"])
     )
+
+
+def _map_shape(found: NDArray[Any], n_factors: int) -> tuple[int, ...]:
+    """Return the shape that a map of `cexnn.embedding_maps` must have."""
+    if found.ndim == 1:
+        return (network_size(n_factors),)
+    return (len(found) and n_factors, n_factors)

@@ -22,7 +22,6 @@ __all__ = [
     "embedding_map",
     "embedding_scales",
     "mean_square_norm",
-    "query_priors",
     "shrunken_mean",
 ]
 
@@ -89,25 +88,6 @@ def embedding_scales(
         ratio = (mean_square_norm(query_embeddings) / mean_square_norm(items)) ** 0.25
     item_scale = math.sqrt(max(slope, least_slope)) * ratio
     return slope / item_scale, item_scale
-
-
-def query_priors(embeddings: FloatArray, scale: float, query_map: FloatArray) -> FloatArray:
-    """Query factors before any score is known, (n_queries, n_factors) float32.
-
-    Parameters
-    ----------
-    embeddings : (n_queries, n_dims) float32
-    scale : float
-        ``query_scale`` of the calibration.
-    query_map : (n_dims, n_factors) float32
-        In its place, where it has rows.
-    """
-    if len(query_map) == 0:
-        return embeddings * np.float32(scale)
-    found = np.empty((len(embeddings), query_map.shape[1]), dtype=np.float32)
-    for row, embedding in zip(found, embeddings, strict=True):
-        row[:] = embedding @ query_map  # one by one: the same bits in any batch
-    return found
 
 
 def calibrate(

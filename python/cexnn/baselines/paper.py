@@ -122,7 +122,9 @@ def axn(
     queries : sequence
         Passed on to the scorer.
     item_factors : (n_items, n_factors) float
-        The dual encoder's embeddings as they are, or the items of a factorisation.
+        The dual encoder's embeddings as they are, or the items of a factorisation; for the
+        paper's inductive form, ``Index.build(item_factors="gated")``'s (or search that index
+        with ``update="least_squares"``).
     query_factors : (n_queries, n_factors) float, optional
         ``u0``: the dual encoder's embeddings, or zeros by default.
     first : (n_queries, c) int, optional
