@@ -92,6 +92,22 @@ def test_a_search_opens_with_what_the_query_network_expects(bent, gated, table_s
     assert shares["gated"] > shares["inductive"] + 0.2
 
 
+def test_embeddings_whose_products_say_nothing_by_themselves(bent, table_scorer):
+    index = Index.build(
+        bent.scores,
+        item_embeddings=bent.items,
+        query_embeddings=-bent.queries,
+        item_factors="gated",
+    )
+    assert index.info()["slope"] == 0
+    assert bent.unexplained(index, slice(N_SCORED, N_ITEMS)) < 0.3
+    scorer, options = table_scorer(bent.table), {"budget": 20, "stop": "confident"}
+    with pytest.raises(ValueError, match="query_embeddings"):  # the network's word is missing
+        index.search(scorer, range(N_QUERIES), **options)
+    assert scorer.calls.sum() == 0
+    index.search(scorer, range(N_QUERIES), query_embeddings=-bent.queries, **options)
+
+
 def test_info_says_what_was_trained(gated):
     info = gated.info()
     assert info["item_factors"] == "gated"

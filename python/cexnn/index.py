@@ -361,7 +361,8 @@ class Index:
                 stop,
                 calibrated=calibrated,
                 in_score_units=state.learned.in_score_units,
-                fitted_prior=query_embeddings is not None or state.learned.query_scale == 0,
+                fitted_prior=query_embeddings is not None
+                or (state.learned.query_scale == 0 and len(state.learned.query_map) == 0),
             ),
             num_threads=resolve_num_threads(num_threads),
         )
