@@ -82,6 +82,14 @@ def sigmoid(world):
     return world.mapped(lambda y: 1 / (1 + np.exp(-y)))
 
 
+def exp(world):
+    return world.mapped(np.exp)
+
+
+def cubed(world):
+    return world.mapped(lambda y: y**3)
+
+
 def rounded(world, levels=8):
     low, high = world.scores.data.min(), world.scores.data.max()
     step = (high - low) / (levels - 1)
@@ -172,6 +180,8 @@ def conditions(world, seeds=(0, 1)):
     for by in (-1000, 1000):
         yield f"scores {by:+,}", lambda by=by: world.mapped(lambda y: y + by)
     yield "scores through a sigmoid", lambda: sigmoid(world)
+    yield "scores through exp", lambda: exp(world)
+    yield "scores cubed", lambda: cubed(world)
     yield "scores of 8 levels", lambda: rounded(world)
     yield "20 % of training scores noise", lambda: noisy(world)
     yield "random embeddings", lambda: random_encoder(world)
@@ -188,6 +198,7 @@ def conditions(world, seeds=(0, 1)):
     for seed in seeds:
         yield f"400 training scores, draw {seed}", lambda s=seed: few_scores(world, seed=s)
     yield "embeddings only", lambda: embeddings_only(world)
+    yield "embeddings only, exp", lambda: embeddings_only(exp(world))
     yield "scores only", lambda: scores_only(world)
 
 

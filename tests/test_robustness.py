@@ -13,7 +13,12 @@ from cexnn.baselines import retrieve_and_rerank
 
 BENCH = Path(__file__).parents[1] / "bench"
 # Those whose indexes take no time; bench_robustness.py runs them all.
-CHEAP = ("embeddings only", "5 training queries, draw 0", "400 training scores, draw 0")
+CHEAP = (
+    "embeddings only",
+    "embeddings only, exp",
+    "5 training queries, draw 0",
+    "400 training scores, draw 0",
+)
 OPTIONS = {"k": 10, "budget": 60, "rounds": 10}
 
 
@@ -99,10 +104,22 @@ def test_shifted_scores_change_no_answer(bench, small, by):
     assert recall(other, searched(other, bench.build(other))) >= expected - 0.02
 
 
-@pytest.mark.parametrize("change", ["sigmoid", "rounded", "noisy", "doubled", "embeddings_only"])
+@pytest.mark.parametrize(
+    "change", ["sigmoid", "exp", "cubed", "rounded", "noisy", "doubled", "embeddings_only"]
+)
 def test_spoilt_data_is_searched_no_worse_than_reranked(bench, small, change):
     world = getattr(bench, change)(small)
     assert recall(world, searched(world, bench.build(world))) >= recall(world, reranked(world))
+
+
+@pytest.mark.parametrize("change", ["sigmoid", "exp", "cubed"])
+@pytest.mark.parametrize("scored", [True, False])
+def test_the_scale_of_the_scores_costs_next_to_nothing(bench, small, change, scored):
+    plain = small if scored else bench.embeddings_only(small)
+    bent = getattr(bench, change)(plain if scored else small)
+    bent = bent if scored else bench.embeddings_only(bent)
+    expected = recall(plain, searched(plain, bench.build(plain)))
+    assert recall(bent, searched(bent, bench.build(bent))) >= expected - 0.05
 
 
 @pytest.mark.parametrize("n_queries", [1, 2, 5, 20])

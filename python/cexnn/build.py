@@ -1,4 +1,4 @@
-"""What `Index.build` learns, in its order: calibration, factors, variances, rounds."""
+"""What `Index.build` learns: score map, calibration, factors, variances, rounds, in this order."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from cexnn.embedding_maps import query_priors
 from cexnn.gated import import_torch
 from cexnn.item_factors import FORMS, FactorMaker
 from cexnn.learned import Learned
-from cexnn.prior import Calibration, embedding_scales, mean_square_norm
+from cexnn.prior import Calibration, calibrate, embedding_scales, mean_square_norm
 from cexnn.query_model import QueryModel, default_query_model, fit_query_model
 from cexnn.rounds import learn_rounds
 from cexnn.score_csr import check_scores, take_rows
+from cexnn.score_map import ScoreMap, normal_scores
 
 __all__ = ["learn"]
 
@@ -30,6 +31,8 @@ LEAST_QUERIES = 10  # with fewer, the variances are fitted to the same queries a
 SIMULATED_QUERIES = 64  # at most, to learn the rounds
 TRIAL_SHARE = 2  # the trial takes one of so many sweeps; the final factorisation goes on from it
 CHOICE_SCORES = 64  # of a held-out query, the same for every form
+SCORE_MAP_QUERIES = 400  # at most, to fit what judges the score map by
+SCORE_MAP_GAIN = 1 / 3  # nats a held-out score; for less, a map brings no recall to speak of
 UNSCORED_SLOPE = 0.4  # score deviations that one deviation of dot products is taken to be worth
 
 
@@ -148,6 +151,8 @@ def _from_scores(
         fit, held = np.sort(shuffled[n_held:]), np.sort(shuffled[:n_held])
     elif wanted == "auto" and items is not None:
         wanted = "embeddings"  # with no query to judge by, what has the least to learn
+    score_map = _choose_score_map(scores, queries, items, fit, held, options.seed)
+    scores = score_map.of(scores)
     few = max(1, options.n_iterations // TRIAL_SHARE)
     rest = max(1, options.n_iterations - few)
     trial_options = replace(options, n_iterations=few)
@@ -174,6 +179,7 @@ def _from_scores(
         factorised=chosen in ("transductive", "joined"),
         in_score_units=True,
         model=replace(model, offset=calibration.offset),
+        score_map=score_map,
         facts={
             "n_training_scores": len(scores.data),
             "n_training_queries": len(used),
@@ -239,6 +245,55 @@ def _rows(queries: FloatArray | None, picked: NDArray[np.int64]) -> FloatArray |
 
 def _no_map(factors: FloatArray) -> FloatArray:
     return np.zeros((0, factors.shape[1]), dtype=np.float32)
+
+
+def _choose_score_map(
+    scores: csr_array,
+    queries: FloatArray | None,
+    items: FloatArray | None,
+    fit: NDArray[np.int64],
+    held: NDArray[np.int64],
+    seed: int,
+) -> ScoreMap:
+    """Map scores to normal ones where held-out scores are clearly more likely for it.
+
+    Judged by the calibrated embeddings, or the item offsets alone: no factorisation is needed.
+    """
+    score_map = normal_scores(take_rows(scores, fit).data)
+    if not score_map.knots:
+        return score_map
+    if len(fit) > SCORE_MAP_QUERIES:
+        fit = np.sort(np.random.default_rng(seed).choice(fit, SCORE_MAP_QUERIES, replace=False))
+    told = take_rows(scores, held).data
+    identity = ScoreMap()
+    losses = [
+        _score_map_loss(candidate.of(scores), queries, items, fit, held, seed)
+        - float(candidate.log_slope(told).mean())
+        for candidate in (identity, score_map)
+    ]
+    return score_map if losses[0] - losses[1] > SCORE_MAP_GAIN else identity
+
+
+def _score_map_loss(
+    scores: csr_array,
+    queries: FloatArray | None,
+    items: FloatArray | None,
+    fit: NDArray[np.int64],
+    held: NDArray[np.int64],
+    seed: int,
+) -> float:
+    """Mean negative log likelihood of a held-out score, without a factorisation."""
+    calibration = calibrate(take_rows(scores, fit), _rows(queries, fit), items)
+    features = np.zeros((scores.shape[1], 1), dtype=np.float32)
+    if items is not None:
+        features = items * np.float32(calibration.item_scale)
+    nobody = np.zeros((1, features.shape[1]), dtype=np.float32)
+    start = default_query_model(
+        calibration.residual_variance, mean_square_norm(features), calibration.offset
+    )
+    factors = Factors(nobody, features, (1.0, 1.0), 0.0)
+    systems = _systems(scores, queries, held, calibration, factors, _no_map(features))
+    return fit_query_model(start, systems, np.random.default_rng(seed))[1]
 
 
 def _choose(

@@ -29,6 +29,7 @@ def with_items(learned: Learned, embeddings: Any, scores: Any, num_threads: int)
         if len(learned.query_factors) == 0:
             raise ValueError("scores: expected None, the index was built without scores")
         matrix = check_scores(scores, n_queries=len(learned.query_factors))
+        matrix = learned.score_map.of(matrix)
         n_new = matrix.shape[1]
     if embeddings is not None:
         if learned.n_dims is None:

@@ -19,8 +19,9 @@ from cexnn.embedding_maps import query_priors
 from cexnn.growth import with_items, without_items
 from cexnn.learned import Learned, read, write
 from cexnn.schedule import check_stop, resolve_rounds
+from cexnn.score_map import drawn_in, standardised
 from cexnn.scorer import Scorer, check_call
-from cexnn.search import SearchResult, Session, run
+from cexnn.search import SearchResult, Session, Units, run
 
 __all__ = ["Index"]
 
@@ -86,7 +87,9 @@ class Index:
         Parameters
         ----------
         scores : (n_queries, n_items) SciPy sparse, optional
-            Cross-encoder scores of training pairs, such as `score_pairs` returns.
+            Cross-encoder scores of training pairs, such as `score_pairs` returns, on any
+            increasing scale: the model takes them as normal scores, here and in `search`, where
+            that makes held-out scores clearly more likely (``info()["score_map"]``).
         item_embeddings : (n_items, n_dims) float, optional
             Of a dual encoder, of any scale.
         query_embeddings : (n_queries, n_dims) float, optional
@@ -184,7 +187,7 @@ class Index:
 
     @property
     def item_offsets(self) -> FloatArray:
-        """What the cross-encoder gives each item for every query, (n_items,) float32, read-only."""
+        """What each item gets for every query, (n_items,) float32 in model units, read-only."""
         return _read_only(self._learned.item_offsets)
 
     def info(self) -> dict[str, Any]:
@@ -198,6 +201,7 @@ class Index:
             "n_removed": self.n_removed,
             "n_factors": self.n_factors,
             "embedding_dims": self._learned.n_dims,
+            "score_map": self._learned.score_map.name,
             "query_model": asdict(self._learned.model),
             "rounds": dict(self._learned.rounds),
             **self._learned.facts,
@@ -357,7 +361,7 @@ class Index:
             budget=budget,
             rounds=resolve_rounds(rounds, budget, learned_rounds),
             first=opening,
-            standardize=not state.learned.in_score_units,
+            units=_units(state.learned, calibrated=calibrated),
             stop_confident=check_stop(
                 stop,
                 calibrated=calibrated,
@@ -471,6 +475,14 @@ class Index:
         """
         resolve_device(device)
         return cls(read(path, mmap=mmap, verify=verify), device=device)
+
+
+def _units(learned: Learned, *, calibrated: bool) -> Units:
+    """How scores reach the model: bent to its liking, or as they are but for their units."""
+    if not learned.in_score_units:
+        return drawn_in if calibrated else standardised
+    units = learned.score_map if calibrated else learned.score_map.line
+    return lambda scores, known: units(scores)
 
 
 def _priors(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cexnn import storage
 from cexnn.gated import network_size
 from cexnn.query_model import QueryModel
+from cexnn.score_map import ScoreMap
 from cexnn.storage import IndexFileError
 
 __all__ = ["Learned", "read", "write"]
@@ -66,6 +67,8 @@ class Learned:
     in_score_units : bool
         Built with scores. Otherwise the model is one of standardised scores.
     model : QueryModel
+    score_map : ScoreMap
+        From scores to those of the model, where it was built with scores.
     rounds : tuple of (budget, rounds)
         The fewest rounds that serve a budget, ascending; empty: nothing to learn them from.
     facts : dict
@@ -86,6 +89,7 @@ class Learned:
     factorised: bool
     in_score_units: bool
     model: QueryModel
+    score_map: ScoreMap = field(default_factory=ScoreMap)
     rounds: tuple[tuple[int, int], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -98,6 +102,7 @@ def write(path: str | os.PathLike[str], learned: Learned) -> None:
     described = {
         **{name: getattr(learned, name) for name in (*NUMBERS, *FLAGS, *PLAIN)},
         "model": asdict(learned.model),
+        "score_map": asdict(learned.score_map),
     }
     arrays = {name: getattr(learned, name) for name in ARRAYS}
     storage.write(path, arrays, {"index": json.dumps(described)})
@@ -151,8 +156,15 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
     rounds = tuple((int(budget), int(n)) for budget, n in described.get("rounds", []))
     if any(not 1 <= n <= budget for budget, n in rounds) or list(rounds) != sorted(set(rounds)):
         raise ValueError(f"rounds are {rounds}")
+    sides = described.get("score_map", {})  # the first files have none
+    score_map = ScoreMap(**{name: tuple(map(float, side)) for name, side in sides.items()})
     return Learned(
-        **parts, n_dims=n_dims, model=model, rounds=rounds, facts=dict(described["facts"])
+        **parts,
+        n_dims=n_dims,
+        model=model,
+        score_map=score_map,
+        rounds=rounds,
+        facts=dict(described["facts"]),
     )
 
 

@@ -80,7 +80,6 @@ def learn_rounds(
             budget=budgets[-1],
             rounds=budgets[-1] // size,
             first=None,
-            standardize=False,
             num_threads=num_threads,
         )
         recalls[size] = _recalls(session, scores, worth)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ __all__ = ["SearchResult", "Session", "resolve_rounds", "run"]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
+Units = Callable[[FloatArray, NDArray[np.bool_]], FloatArray]
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class Session:
         As `Index.search` takes them, checked.
     first : (n_queries, c) int32, optional
         Items to open with, best first, -1 for none.
-    standardize : bool
-        Whether the model wants each query's scores at mean 0 and deviation 1.
+    units : callable, optional
+        From scores (n, b), and which of them are known, to scores as the model wants them, in
+        their order within a row; by default as they are.
     n_searchable : int, optional
         Items that the searcher can return; by default all.
     stop_confident : bool
@@ -85,8 +87,8 @@ class Session:
         budget: int,
         rounds: int,
         first: IdArray | None,
-        standardize: bool,
         num_threads: int,
+        units: Units | None = None,
         n_searchable: int | None = None,
         stop_confident: bool = False,
     ) -> None:
@@ -94,7 +96,7 @@ class Session:
         self._openers = openers
         self._n_items, self._k = n_items, k
         self._first = first
-        self._standardize = standardize
+        self._units = units or (lambda scores, known: scores)
         self._num_threads = num_threads
         self._stop_confident = stop_confident
         n_queries = len(priors)
@@ -263,7 +265,8 @@ class Session:
         means, variances = self._searcher.posterior(
             *told, np.ascontiguousarray(ids[:, :SHORTLIST]), self._state, self._num_threads
         )
-        found = np.where(self._known(), self._scores, -np.inf)[self._running]
+        known = self._known()
+        found = np.where(known, self._units(self._scores, known), -np.inf)[self._running]
         going = ~confident(means, variances, found, self._k)
         kept = np.flatnonzero(going).astype(np.int32)
         grown, fresh = self._state, self._searcher.make_state(len(kept))
@@ -282,15 +285,7 @@ class Session:
         scores = self._scores[self._running]
         indptr = np.concatenate([[0], np.cumsum(counts)])
         ids = self._ids[self._running][known]
-        if not self._standardize or not known.any():
-            return indptr, ids, scores[known]
-        n_known = np.maximum(1, counts)[:, None]
-        values = np.where(known, scores, 0).astype(np.float64)
-        values -= values.sum(axis=1, keepdims=True) / n_known
-        values[~known] = 0
-        deviation = np.sqrt((values**2).sum(axis=1, keepdims=True) / n_known)
-        values /= np.where(deviation > 0, deviation, 1)
-        return indptr, ids, values[known].astype(np.float32)
+        return indptr, ids, self._units(scores, known)[known]
 
 
 def run(

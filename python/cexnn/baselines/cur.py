@@ -259,7 +259,6 @@ class _CurSession(Session):
             budget=budget,
             rounds=resolve_rounds(rounds, budget),
             first=np.concatenate([given, np.tile(filling, (n_queries, 1))], axis=1),
-            standardize=False,
             num_threads=resolve_num_threads(num_threads),
         )
 

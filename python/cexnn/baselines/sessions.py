@@ -77,6 +77,5 @@ def start(
         budget=budget,
         rounds=resolve_rounds(rounds, budget),
         first=first,
-        standardize=False,
         num_threads=resolve_num_threads(num_threads),
     )

@@ -1,0 +1,165 @@
+"""A monotone map from scores to what the model takes for scores.
+
+Only the order of scores decides what the best items are; the model of `cexnn.query_model` is one of
+sums and of noise of one size. Scores that came through ``exp`` or a sigmoid, or are crowded at one
+end for another reason, fit it once they are mapped to normal scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_array
+from scipy.special import ndtr, ndtri
+
+__all__ = ["ScoreMap", "drawn_in", "normal_scores", "standardised"]
+
+FloatArray = NDArray[np.float32]
+Wide = NDArray[np.float64]
+
+MAX_KNOTS = 21
+SCORES_PER_KNOT = 20  # at least
+OUTERMOST = 3.2  # deviations from the median to the outermost knots
+NORMAL_DEVIATION = 1.4826  # over the median distance from the median, of normal numbers
+
+
+@dataclass(frozen=True)
+class ScoreMap:
+    """Linear between knots; beyond them it goes on with their slope, ever more slowly.
+
+    ``f(y) = values[-1] + log(1 + slope (y - knots[-1]))`` above the last knot, and likewise below
+    the first: increasing, and finite for whatever is.
+
+    Attributes
+    ----------
+    knots, values : tuple of float
+        Both strictly increasing, as many of one as of the other, and not one alone. Empty: the
+        identity.
+
+    Raises
+    ------
+    ValueError
+        They are not like this.
+    """
+
+    knots: tuple[float, ...] = ()
+    values: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        pair = [np.asarray(side, dtype=np.float64) for side in (self.knots, self.values)]
+        good = len(pair[0]) == len(pair[1]) != 1
+        good = good and all(np.isfinite(side).all() and (np.diff(side) > 0).all() for side in pair)
+        if not good:
+            raise ValueError(f"score map: expected increasing numbers, got {self}")
+
+    @property
+    def name(self) -> str:
+        """``"identity"`` or ``"normal scores"``."""
+        return "normal scores" if self.knots else "identity"
+
+    def __call__(self, scores: ArrayLike) -> FloatArray:
+        """Map scores, of any shape."""
+        if not self.knots:
+            same: FloatArray = np.asarray(scores, dtype=np.float32)
+            return same
+        y = np.asarray(scores, dtype=np.float64)
+        slopes, above, below = self._tails(y)
+        mapped = np.interp(y, self.knots, self.values)
+        mapped += np.log1p(slopes[-1] * above) - np.log1p(slopes[0] * below)
+        return np.asarray(mapped, dtype=np.float32)
+
+    def log_slope(self, scores: ArrayLike) -> Wide:
+        """Logarithm of the map's slope at scores: what a density of mapped scores lacks."""
+        y = np.asarray(scores, dtype=np.float64)
+        if not self.knots:
+            return np.zeros_like(y)
+        slopes, above, below = self._tails(y)
+        segment = np.clip(np.searchsorted(self.knots, y) - 1, 0, len(slopes) - 1)
+        logs = np.log(slopes[segment])
+        logs -= np.log1p(slopes[-1] * above) + np.log1p(slopes[0] * below)
+        return np.asarray(logs)
+
+    def line(self, scores: ArrayLike) -> FloatArray:
+        """Bring scores to the map's units without bending them: by the line nearest its knots."""
+        if not self.knots:
+            return self(scores)
+        knots, values = np.array(self.knots), np.array(self.values)
+        spread = (knots - knots.mean()) / (knots[-1] - knots[0])
+        slope = float(spread @ values / (spread @ spread))
+        y = (np.asarray(scores, dtype=np.float64) - knots.mean()) / (knots[-1] - knots[0])
+        return np.asarray(values.mean() + slope * y, dtype=np.float32)
+
+    def of(self, scores: csr_array) -> csr_array:
+        """Map the stored scores of a matrix."""
+        return csr_array((self(scores.data), scores.indices, scores.indptr), shape=scores.shape)
+
+    def _tails(self, y: Wide) -> tuple[Wide, Wide, Wide]:
+        """Slopes between the knots, and how far scores lie above and below all of them."""
+        slopes = np.diff(self.values) / np.diff(self.knots)
+        return slopes, np.maximum(y - self.knots[-1], 0), np.maximum(self.knots[0] - y, 0)
+
+
+def normal_scores(scores: ArrayLike) -> ScoreMap:
+    """Return the map that makes a sample of scores normally distributed, as nearly as its knots do.
+
+    The knots are quantiles of the scores; each becomes the normal quantile of its rank. What
+    monotone function the scores came through makes next to no difference to the mapped ones.
+
+    Parameters
+    ----------
+    scores : (n,) float
+        With fewer than 40, or all equal: the identity.
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64))
+    n_knots = min(MAX_KNOTS, len(ordered) // SCORES_PER_KNOT)
+    if n_knots < 2:
+        return ScoreMap()
+    shares = ndtr(np.linspace(-OUTERMOST, OUTERMOST, n_knots))
+    knots = np.unique(np.quantile(ordered, shares, method="inverted_cdf"))  # scores that occurred
+    if len(knots) < 2:
+        return ScoreMap()
+    ranks = (np.searchsorted(ordered, knots) + np.searchsorted(ordered, knots, side="right")) / 2
+    values = ndtri(ranks / len(ordered))
+    return ScoreMap(tuple(knots.tolist()), tuple(values.tolist()))
+
+
+def standardised(scores: ArrayLike, known: NDArray[np.bool_]) -> FloatArray:
+    """Bring each row's known scores to mean 0 and deviation 1; the others are 0.
+
+    Parameters
+    ----------
+    scores, known : (n, b) float and bool
+    """
+    counts = np.maximum(1, known.sum(axis=1, keepdims=True))
+    values = np.where(known, scores, 0).astype(np.float64)
+    values = np.where(known, values - values.sum(axis=1, keepdims=True) / counts, 0)
+    return (values / _root_mean_square(values, counts)).astype(np.float32)
+
+
+def drawn_in(scores: ArrayLike, known: NDArray[np.bool_]) -> FloatArray:
+    """`standardised`, after giants were drawn in: for scores of an unknown scale.
+
+    ``asinh((y - median) / deviation)`` is nearly linear in the middle and a logarithm far out; the
+    deviation is that of a normal distribution with the same median distance from the median.
+    """
+    counts = np.maximum(1, known.sum(axis=1, keepdims=True))
+    values = np.where(known, scores, 0).astype(np.float64)
+    values = np.where(known, values - _medians(values, known), 0)
+    middle = NORMAL_DEVIATION * _medians(np.abs(values), known)
+    middle = np.where(middle > 0, middle, _root_mean_square(values, counts))
+    return standardised(np.arcsinh(values / middle), known)
+
+
+def _root_mean_square(values: Wide, counts: NDArray[np.int64]) -> Wide:
+    """Of each row, (n, 1); 1 where that is 0."""
+    size = np.sqrt((values**2).sum(axis=1, keepdims=True) / counts)
+    return np.where(size > 0, size, 1.0)
+
+
+def _medians(values: Wide, known: NDArray[np.bool_]) -> Wide:
+    """Upper median of each row's known values, (n, 1); 0 where none is known."""
+    counts = known.sum(axis=1, keepdims=True)
+    ordered = np.sort(np.where(known, values, np.inf), axis=1)
+    return np.where(counts > 0, np.take_along_axis(ordered, counts // 2, axis=1), 0.0)

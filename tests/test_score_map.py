@@ -1,0 +1,253 @@
+"""The monotone map from scores to those of the model."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy.sparse import coo_array, csr_array
+from scipy.special import ndtri
+
+from cexnn import Index, IndexFileError, storage
+from cexnn.score_map import ScoreMap, drawn_in, normal_scores, standardised
+
+HUGE = float(np.finfo(np.float32).max)
+BENDS = {"exp": np.exp, "cube": lambda y: y**3, "sigmoid": lambda y: 1 / (1 + np.exp(-y))}
+
+
+@pytest.fixture
+def sample():
+    return np.random.default_rng(0).gamma(2.0, size=3000) - 3
+
+
+def test_mapped_scores_are_normally_distributed(sample):
+    mapped = np.sort(normal_scores(sample)(sample))
+    expected = ndtri((np.arange(len(sample)) + 0.5) / len(sample))
+    middle = np.abs(expected) < 2.5
+    assert np.abs(mapped - expected)[middle].max() < 0.15
+
+
+@pytest.mark.parametrize("bend", BENDS.values(), ids=BENDS)
+def test_what_function_the_scores_came_through_is_undone(sample, bend):
+    plain, bent = normal_scores(sample)(sample), normal_scores(bend(sample))(bend(sample))
+    assert np.quantile(np.abs(bent - plain), 0.95) < 0.1
+
+
+@pytest.mark.parametrize("bend", [lambda y: y, *BENDS.values()], ids=["plain", *BENDS])
+def test_the_map_increases_and_stays_finite_beyond_what_it_was_fitted_to(sample, bend):
+    y = bend(sample)
+    ladder = np.concatenate(
+        [
+            -np.logspace(38, 0, 39),
+            np.linspace(y.min() - 1, y.max() + 1, 200),
+            np.logspace(0, 38, 39),
+        ]
+    )
+    ladder = np.unique(ladder)
+    mapped = normal_scores(y)(ladder)
+    assert mapped.dtype == np.float32
+    assert (np.diff(mapped) >= 0).all()
+    assert (np.diff(mapped) > 0).mean() > 0.9  # single precision has no room for some steps
+    assert np.isfinite(normal_scores(y)(np.float32([-HUGE, HUGE]))).all()
+
+
+def test_log_slope_is_that_of_the_map():
+    score_map = ScoreMap((0.0, 1.0, 3.0), (-1.0, 0.0, 0.5))
+    y = np.array([-40.0, -0.5, 0.3, 2.0, 3.5, 60.0])
+    step = 1e-3 * np.maximum(1, np.abs(y))
+    rise = score_map(y + step).astype(float) - score_map(y - step).astype(float)
+    assert np.allclose(np.log(rise / (2 * step)), score_map.log_slope(y), atol=2e-3)
+    assert (ScoreMap().log_slope(y) == 0).all()
+
+
+@pytest.mark.parametrize("scores", [[], [1.0], np.arange(30), np.full(500, 0.1)])
+def test_too_few_scores_or_equal_ones_are_left_as_they_are(scores):
+    score_map = normal_scores(scores)
+    assert score_map == ScoreMap()
+    assert score_map.name == "identity"
+    assert score_map([3.0, HUGE]).tolist() == [3.0, HUGE]
+
+
+def test_a_few_levels_stay_apart():
+    levels = np.random.default_rng(0).integers(3, size=900)
+    mapped = normal_scores(levels)([0, 1, 2])
+    assert (np.diff(mapped) > 0.5).all()
+    assert np.abs(mapped).max() < 2
+
+
+def test_the_line_of_a_map_bends_nothing(sample):
+    line = normal_scores(np.exp(sample)).line
+    y = np.linspace(-5, 50, 12)
+    assert np.diff(line(y)) == pytest.approx(line(y)[1] - line(y)[0], rel=1e-3)
+    assert line(y)[1] > line(y)[0]
+    assert ScoreMap((0.0, 1.0), (5.0, 7.0)).line([0, 1, 2]).tolist() == [5.0, 7.0, 9.0]
+    assert ScoreMap().line(y).tolist() == np.float32(y).tolist()
+
+
+@pytest.mark.parametrize(
+    ("knots", "values"),
+    [((0.0,), (0.0,)), ((0.0, 1.0), ()), ((0.0, 0.0), (0.0, 1.0)), ((0.0, 1.0), (1.0, np.inf))],
+)
+def test_what_is_no_map_is_refused(knots, values):
+    with pytest.raises(ValueError, match="^score map:"):
+        ScoreMap(knots, values)
+
+
+@pytest.mark.parametrize("bring", [standardised, drawn_in])
+def test_rows_come_to_mean_0_and_deviation_1_in_their_order(bring):
+    rng = np.random.default_rng(0)
+    scores = np.float32(np.exp(3 * rng.normal(size=(5, 40))))
+    known = rng.random(scores.shape) < 0.5
+    known[3], known[4] = False, np.arange(40) == 7
+    scores[~known] = np.nan
+    found = bring(scores, known)
+    assert found.dtype == np.float32
+    assert (found[~known] == 0).all()
+    assert found[4, 7] == 0
+    for row in range(3):
+        values = found[row][known[row]]
+        assert (np.argsort(values) == np.argsort(scores[row][known[row]])).all()
+        assert values.mean() == pytest.approx(0, abs=1e-5)
+        assert values.std() == pytest.approx(1, rel=1e-5)
+    assert np.allclose(bring(7 * scores - 3, known), found, atol=1e-4)
+
+
+def test_giants_are_drawn_in_and_rows_of_mostly_equal_scores_survive():
+    scores = np.float32([[1, 2, 3, 4, HUGE], [0, 0, 0, 0, 8], [5, 5, 5, 5, 5]])
+    known = np.ones(scores.shape, dtype=bool)
+    assert np.diff(drawn_in(scores, known)[0, :4]).min() > 1e-3
+    assert np.diff(standardised(scores, known)[0, :4]).max() < 1e-6
+    assert drawn_in(scores, known)[1].std() == pytest.approx(1, rel=1e-5)
+    assert (drawn_in(scores, known)[2] == 0).all()
+
+
+def bent(world, bend):
+    """The small corpus with its scores through a function: training scores, and the table."""
+    scores = coo_array(
+        (np.float32(bend(np.float64(world.scores.data))), (world.scores.row, world.scores.col)),
+        shape=world.scores.shape,
+    )
+    return scores, np.float32(bend(np.float64(world.table)))
+
+
+def build(world, scores, **options):
+    return Index.build(
+        scores, item_embeddings=world.items, query_embeddings=world.train_queries, **options
+    )
+
+
+OPTIONS = {"k": 10, "budget": 60, "rounds": 6}
+
+
+def search(world, index, scorer, **options):
+    return index.search(
+        scorer,
+        range(world.n_queries),
+        query_embeddings=world.queries,
+        **{**OPTIONS, **options},
+    )
+
+
+@pytest.fixture(scope="module")
+def from_exp(world):
+    return build(world, bent(world, np.exp)[0])
+
+
+def test_scores_that_need_no_map_get_none(world):
+    index = build(world, world.scores)
+    assert index.info()["score_map"] == "identity"
+    assert Index.build(world.scores).info()["score_map"] == "identity"
+
+
+def test_scores_through_exp_are_mapped_and_answers_are_what_the_scorer_said(
+    world, from_exp, table_scorer
+):
+    assert from_exp.info()["score_map"] == "normal scores"
+    _, table = bent(world, np.exp)
+    result = search(world, from_exp, table_scorer(table))
+    assert (result.scores == np.take_along_axis(table, result.ids, axis=1)).all()
+    plain = search(world, build(world, world.scores), table_scorer(world.table))
+    assert world.recall(result.ids, 10) >= world.recall(plain.ids, 10) - 0.03
+
+
+def test_scores_alone_are_mapped_too(world):
+    scores, _ = bent(world, np.exp)
+    assert Index.build(scores).info()["score_map"] == "normal scores"
+
+
+def test_scores_of_new_items_are_mapped(world):
+    scores, _ = bent(world, np.exp)
+    index = Index.build(
+        csr_array(scores)[:, :320],
+        item_embeddings=world.items[:320],
+        query_embeddings=world.train_queries,
+    )
+    new = csr_array(scores)[:, 320:]
+    before = new.data.copy()
+    index.add(world.items[320:], new)
+    assert (new.data == before).all()
+    whole = build(world, scores)
+    assert index.item_offsets[320:].std() == pytest.approx(whole.item_offsets[320:].std(), rel=0.5)
+    assert np.corrcoef(index.item_offsets[320:], whole.item_offsets[320:])[0, 1] > 0.9
+
+
+def test_confident_queries_stop_in_the_units_of_the_model(world, from_exp, table_scorer):
+    _, table = bent(world, np.exp)
+    result = search(
+        world, from_exp, table_scorer(table), k=1, budget=200, rounds=20, stop="confident"
+    )
+    assert result.n_calls.mean() < 150
+    assert world.recall(result.ids, 1) >= 0.85
+
+
+def test_least_squares_takes_scores_unbent(world, from_exp):
+    _, table = bent(world, np.exp)
+    session = from_exp.session(
+        world.n_queries, query_embeddings=world.queries, update="least_squares", **OPTIONS
+    )
+    rows, items = session.ask()
+    session.tell(table[rows, items])
+    _, ids, told = session._told()
+    assert (ids == items).all()
+    assert np.corrcoef(told, table[rows, items])[0, 1] > 1 - 1e-6
+
+
+def test_embeddings_alone_leave_least_squares_its_scores(world):
+    index = Index.build(item_embeddings=world.items)
+    session = index.session(
+        1, query_embeddings=world.queries[:1], update="least_squares", **OPTIONS
+    )
+    rows, items = session.ask()
+    session.tell(table := np.exp(world.table)[rows, items])
+    assert session._told()[2] == pytest.approx((table - table.mean()) / table.std(), abs=1e-4)
+
+
+def test_a_map_is_kept_in_the_file(world, from_exp, table_scorer, tmp_path):
+    from_exp.save(tmp_path / "index")
+    loaded = Index.load(tmp_path / "index")
+    assert loaded._learned.score_map == from_exp._learned.score_map
+    _, table = bent(world, np.exp)
+    a, b = (search(world, index, table_scorer(table)) for index in (from_exp, loaded))
+    assert (a.ids == b.ids).all()
+
+
+def rewritten(index, path, change):
+    index.save(path)
+    arrays, metadata = storage.read(path, mmap=False)
+    described = json.loads(metadata["index"])
+    change(described)
+    storage.write(path, arrays, {"index": json.dumps(described)})
+    return path
+
+
+def test_a_file_without_a_map_has_the_identity(from_exp, tmp_path):
+    path = rewritten(from_exp, tmp_path / "index", lambda described: described.pop("score_map"))
+    assert Index.load(path).info()["score_map"] == "identity"
+
+
+@pytest.mark.parametrize("damaged", [{"knots": [0, 1]}, {"knots": [1, 0], "values": [0, 1]}, [], 3])
+def test_a_file_with_a_map_that_is_none_is_refused(from_exp, tmp_path, damaged):
+    path = rewritten(
+        from_exp, tmp_path / "index", lambda described: described.update(score_map=damaged)
+    )
+    with pytest.raises(IndexFileError, match="not an index"):
+        Index.load(path)
