@@ -180,21 +180,25 @@ class Session:
                 f"scores: expected at most {len(rows)} numbers in one dimension, "
                 f"got {values.dtype} of shape {values.shape}"
             )
-        with np.errstate(over="ignore"):
-            values = values.astype(np.float32)
-        told = ~np.isnan(values) if allow_missing else np.ones(len(values), dtype=bool)
-        bad = np.flatnonzero(told & ~np.isfinite(values))
+        if values.dtype != np.float32:
+            with np.errstate(over="ignore"):
+                values = values.astype(np.float32)
+        told = np.isfinite(values)
+        bad = np.flatnonzero(~(told | np.isnan(values) if allow_missing else told))
         if bad.size:
             j = int(bad[0])
             raise ValueError(
                 f"scores: expected finite numbers, got {values[j]} for query {rows[j]}, "
                 f"item {items[j]}"
             )
-        kept = np.concatenate([~told, np.ones(len(rows) - len(values), dtype=bool)])
-        waiting = (rows[kept], items[kept])
-        counts = self._append(rows[~kept], items[~kept], values[told])
+        waiting = (rows[:0], items[:0])
+        if len(values) < len(rows) or not told.all():
+            kept = np.concatenate([~told, np.ones(len(rows) - len(values), dtype=bool)])
+            waiting = (rows[kept], items[kept])
+            rows, items, values = rows[~kept], items[~kept], values[told]
+        counts = self._append(rows, items, values)
         self._counts, self._pending = counts, waiting  # at once: an interrupt cannot come between
-        if self._stop_confident and not kept.any() and 0 < self._round < len(self._sizes):
+        if self._stop_confident and len(waiting[0]) == 0 and 0 < self._round < len(self._sizes):
             self._plan()
 
     def result(self) -> SearchResult:
@@ -281,11 +285,13 @@ class Session:
 
     def _told(self) -> tuple[NDArray[np.int64], IdArray, FloatArray]:
         """Return what the model may know of the running queries, as the arrays of a CSR matrix."""
-        counts, known = self._counts[self._running], self._known()[self._running]
-        scores = self._scores[self._running]
-        indptr = np.concatenate([[0], np.cumsum(counts)])
-        ids = self._ids[self._running][known]
-        return indptr, ids, self._units(scores, known)[known]
+        counts = self._counts[self._running]
+        indptr = np.zeros(len(counts) + 1, dtype=np.int64)
+        np.cumsum(counts, out=indptr[1:])
+        width = int(counts.max(initial=0))
+        known = np.arange(width) < counts[:, None]
+        ids, scores = self._ids[self._running, :width], self._scores[self._running, :width]
+        return indptr, ids[known], self._units(scores, known)[known]
 
 
 def run(
