@@ -3,13 +3,15 @@
 A round that goes from 50 to 100 known scores a query: the Cholesky factors of the first 50 are
 there already, as in a search; making them is not timed. The halves are `update` (the queries'
 factors) and `top_items`; the other yardsticks are finding items alone, and, for one query, a plain
-read of the factors.
+read of the factors. All updates of a search, whose factorisation grows, are held against one
+factorisation at the end, by LAPACK.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.linalg import cho_factor, cho_solve
 
 from cexnn import _core, reference
 
@@ -78,3 +80,36 @@ def bench_round(versus, plain_read, items, n_queries):
     if n_queries == 1:
         yardsticks["plain_read"] = plain_read(factors)
     versus(fused, yardsticks, setup=at_50, rounds=15 if n_queries == 1 else 7)
+
+
+@pytest.mark.parametrize("n_factors", [128, 384, 768])
+def bench_growing_update(versus, n_factors):
+    """Ten updates from 50 to 500 scores, against one made at the end, and pseudo-inverses."""
+    generator = np.random.default_rng(0)
+    factors = generator.standard_normal((600, n_factors), dtype=np.float32)
+    prior = generator.standard_normal((1, n_factors), dtype=np.float32)
+    scores = generator.standard_normal(500, dtype=np.float32)
+    ids = generator.permutation(600)[:500].astype(np.int32)
+    searcher, model = _core.Searcher(factors, None), _core.QueryModel(**MODEL)
+
+    def grow():
+        state = searcher.make_state(1)
+        for n in range(50, 501, 50):
+            found = searcher.update(np.array([0, n]), ids[:n], scores[:n], prior, model, state, 1)
+        return found
+
+    def once():
+        wide = factors[ids].astype(np.float64)
+        kernel = wide @ wide.T
+        kernel[np.diag_indices(500)] += 1.0
+        factor = cho_factor(kernel, lower=True, overwrite_a=True, check_finite=False)
+        return wide.T @ cho_solve(factor, scores.astype(np.float64), check_finite=False)
+
+    def pseudo_inverses():
+        for n in range(50, 501, 50):
+            np.linalg.pinv(factors[ids[:n]])
+
+    expected = reference.update_query(factors[ids], np.zeros(500), scores, prior[0], **MODEL)
+    np.testing.assert_allclose(grow()[0], expected, rtol=0, atol=1e-3)
+    yardsticks = {"one_float64_factorisation": once, "pseudo_inverses": pseudo_inverses}
+    versus(grow, yardsticks, rounds=7)

@@ -33,7 +33,12 @@ struct Kernels {
   bool (*cholesky_f32)(float* a, std::int64_t n, std::int64_t stride, float pivot_floor);
   float (*dot_f32)(const float* a, const float* b, std::int64_t n);
   double (*dot_f64)(const double* a, const double* b, std::int64_t n);
-  double (*dot_wide)(const float* a, const float* b, std::int64_t n);       // accumulated in double
+  double (*dot_wide)(const float* a, const float* b, std::int64_t n);  // accumulated in double
+  // out[4 i + j] = a[i] . b[j] of the first n elements, i < n_a, j < n_b, both at most 4.
+  void (*dots_f64)(const double* const* a, int n_a, const double* const* b, int n_b, std::int64_t n,
+                   double* out);
+  void (*dots_wide)(const double* const* a, int n_a, const float* const* b, int n_b, std::int64_t n,
+                    double* out);
   void (*axpy_f32)(float alpha, const float* x, float* y, std::int64_t n);  // y += alpha x
   void (*axpy_f64)(double alpha, const double* x, double* y, std::int64_t n);
   void (*axpy_wide)(double alpha, const float* x, double* y, std::int64_t n);
