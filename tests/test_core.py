@@ -56,6 +56,22 @@ def test_ridge_with_more_scores_than_one_chunk():
         np.testing.assert_allclose(x[r], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("d", [20, 48, 100])
+def test_a_ridge_row_does_not_depend_on_its_neighbours(d):
+    rng = np.random.default_rng(d)
+    sizes = rng.permutation([*range(80), *[3] * 20, 300])
+    indptr, indices, values = sparse_scores(rng, len(sizes), 700, sizes)
+    factors, prior = normal(rng, 700, d), normal(rng, len(sizes), d)
+    factors[1] = factors[0]
+    repeated = int(np.flatnonzero(sizes == 5)[0])  # breaks down in single precision, with lambda 0
+    indices[indptr[repeated] : indptr[repeated] + 2] = 0, 1
+    together = _core.ridge(indptr, indices, values, factors, prior, 0.0, 2)
+    for r in range(len(sizes)):
+        part = slice(indptr[r], indptr[r + 1])
+        alone = (np.int64([0, sizes[r]]), indices[part], values[part], factors, prior[r : r + 1])
+        assert np.array_equal(together[r], _core.ridge(*alone, 0.0, 1)[0])
+
+
 def test_ridge_survives_repeated_zero_and_collinear_items():
     rng = np.random.default_rng(1)
     factors = normal(rng, 12, 8)

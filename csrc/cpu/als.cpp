@@ -24,27 +24,38 @@ void check(const RidgeProblem& problem, MatrixView<float> out) {
       throw std::invalid_argument("scores: column id out of range");
 }
 
+// The rows: those with many scores, then those with fewer and fewer, so that rows with as many are
+// solved together and the short ones fill up what is left of the threads' time.
+std::vector<std::int64_t> by_size(const CsrView& scores) {
+  constexpr std::int64_t kMost = RidgeSolver::kFewScores + 1;
+  const auto place = [&](std::int64_t r) { return kMost - std::min(kMost, scores.row_size(r)); };
+  std::int64_t next[kMost + 2] = {};
+  for (std::int64_t r = 0; r < scores.rows; ++r) ++next[place(r) + 1];
+  for (std::int64_t i = 0; i <= kMost; ++i) next[i + 1] += next[i];
+  std::vector<std::int64_t> rows(static_cast<std::size_t>(scores.rows));
+  for (std::int64_t r = 0; r < scores.rows; ++r) rows[next[place(r)]++] = r;
+  return rows;
+}
+
 // Rows are handed out in runs: long enough to hide the hand-over, short enough to share evenly.
-constexpr std::int64_t kRowsPerTask = 16;
+constexpr std::int64_t kRowsPerTask = kMaxLanes;
 
 void solve_rows(const RidgeProblem& problem, int num_threads, MatrixView<float> out) {
+  const Kernels& k = kernels();
+  const std::vector<std::int64_t> rows = by_size(problem.scores);
   const std::int64_t n_rows = problem.scores.rows;
   const std::int64_t n_tasks = (n_rows + kRowsPerTask - 1) / kRowsPerTask;
-  const Kernels& k = kernels();
-  std::vector<RidgeSolver<float>> solvers(static_cast<std::size_t>(std::max(1, num_threads)),
-                                          RidgeSolver<float>(k, problem.factors));
+  const std::size_t n_threads = static_cast<std::size_t>(
+      std::max<std::int64_t>(1, std::min<std::int64_t>(num_threads, n_tasks)));
+  std::vector<RidgeSolver> solvers(n_threads, RidgeSolver(k, problem));
   parallel_for(n_tasks, num_threads, [&](std::int64_t task, int thread) {
-    const std::int64_t end = std::min(n_rows, (task + 1) * kRowsPerTask);
-    for (std::int64_t r = task * kRowsPerTask; r < end; ++r) {
-      const VectorView<const std::int32_t> ids = problem.scores.row_indices(r);
-      const VectorView<const float> y = problem.scores.row_values(r);
-      const float* prior = problem.prior.data == nullptr ? nullptr : problem.prior.row(r);
-      float* x = out.row(r);
-      if (solvers[static_cast<std::size_t>(thread)].solve(ids, y, prior, problem.regularization, x))
-        continue;
-      if (!RidgeSolver<double>(k, problem.factors).solve(ids, y, prior, problem.regularization, x))
+    const std::int64_t begin = task * kRowsPerTask;
+    std::vector<std::int64_t> failed;
+    solvers[static_cast<std::size_t>(thread)].solve(
+        {rows.data() + begin, std::min(kRowsPerTask, n_rows - begin)}, out, failed);
+    for (const std::int64_t r : failed)
+      if (!solve_wide(k, problem, r, out.row(r)))
         throw std::runtime_error("the ridge system of a row is not solvable: factors not finite?");
-    }
   });
 }
 

@@ -7,7 +7,7 @@ namespace cexnn::cpu {
 
 constexpr std::int64_t kMaxLanes = 16;
 
-// Floats that a row of a matrix to be factorised is padded to: the widest vector.
+// Floats that a row of a matrix is padded to: the widest vector.
 constexpr std::int64_t kRowPadding = 16;
 
 // Every dot product of one kind is accumulated in the same order whatever the shape it is part of,
@@ -27,10 +27,6 @@ struct Kernels {
   // n_items and n as above, and returns how many there are; offsets may be null.
   std::int64_t (*above_bars)(const float* scores, const float* offsets, std::int64_t n_items,
                              const float* bars, std::int64_t n_vectors, std::int32_t* positions);
-  // Lower Cholesky factor in place, false if a pivot is not above pivot_floor times its diagonal
-  // element; what lies above the diagonal is neither read nor kept. stride is a multiple of
-  // kRowPadding, at least n.
-  bool (*cholesky_f32)(float* a, std::int64_t n, std::int64_t stride, float pivot_floor);
   float (*dot_f32)(const float* a, const float* b, std::int64_t n);
   double (*dot_f64)(const double* a, const double* b, std::int64_t n);
   double (*dot_wide)(const float* a, const float* b, std::int64_t n);  // accumulated in double
@@ -39,9 +35,40 @@ struct Kernels {
                    double* out);
   void (*dots_wide)(const double* const* a, int n_a, const float* const* b, int n_b, std::int64_t n,
                     double* out);
-  void (*axpy_f32)(float alpha, const float* x, float* y, std::int64_t n);  // y += alpha x
-  void (*axpy_f64)(double alpha, const double* x, double* y, std::int64_t n);
+  void (*axpy_f64)(double alpha, const double* x, double* y, std::int64_t n);  // y += alpha x
   void (*axpy_wide)(double alpha, const float* x, double* y, std::int64_t n);
+
+  // For ridge.hpp. Gathered rows are zero up to a whole number of kRowPadding floats; strides, and
+  // the d of gathered rows, are multiples of it.
+
+  // rows[i] = factors[ids[i]], zero from n_ids on; fits[i] = rows[i] . prior; norms[i] is the
+  // squared norm. d as it is; n and what is written are rounded up to 4.
+  void (*gather_rows)(const float* factors, const std::int32_t* ids, std::int64_t n_ids,
+                      std::int64_t n, std::int64_t d, const float* prior, float* rows,
+                      std::int64_t stride, float* fits, float* norms);
+  // The lower triangle of rows rows^T in tiles of 4 x 4, of gathered rows one after another: tile
+  // (i, j), row by row, is number i (i + 1) / 2 + j. n is rounded up to 4.
+  void (*gram_tiles)(const float* rows, std::int64_t n, std::int64_t d, float* tiles);
+  // out[e * lanes + s] = tiles[s * n + e], n a multiple of 16: a system to a lane.
+  void (*tiles_to_lanes)(const float* tiles, std::int64_t n, float* out);
+  // out[i * stride + j] = rows[i] . rows[j] for j >= i; rows as for gram_tiles, as many of out.
+  void (*gram_dots)(const float* rows, std::int64_t n, std::int64_t d, float* out,
+                    std::int64_t stride);
+  // out[i * out_stride + j] += sum_k rows[k][i] rows[k][j] for i < d, j >= i; any d.
+  void (*gram_outer)(const float* rows, std::int64_t stride, std::int64_t n, std::int64_t d,
+                     float* out, std::int64_t out_stride);
+  // Solves the system of each lane by Cholesky, in place: n unknowns, row n the right-hand side.
+  // x[i * lanes + s] is unknown i of system s. Bit s of what it returns: a pivot of system s was
+  // not above pivot_floor times its diagonal element.
+  unsigned (*solve_lanes)(float* systems, std::int64_t n, float pivot_floor, float* x);
+  // a (n, stride), on and above its diagonal, becomes U with U^T U = a, and the columns from n on,
+  // of which there is at least one, U^-T times themselves. False if a pivot is not above
+  // pivot_floor times its diagonal element. n^3 / 3 flops.
+  bool (*cholesky_upper)(float* a, std::int64_t n, std::int64_t stride, float pivot_floor);
+  // out = prior + sum_i x[i * x_stride] rows[ids[i] * d], any d; false if that is not finite.
+  bool (*add_combination)(const float* rows, const std::int32_t* ids, std::int64_t n,
+                          std::int64_t d, const float* x, std::int64_t x_stride, const float* prior,
+                          float* out);
 };
 
 // The widest set that this processor has, or the one that the environment variable CEXNN_SIMD

@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <numeric>
 #include <vector>
 
+#include "../als.hpp"
 #include "../views.hpp"
 #include "kernels.hpp"
 
@@ -15,19 +17,6 @@ namespace cexnn::cpu {
 // stay solvable.
 constexpr double kRidgeFloor = 1e-6;
 
-inline float dot(const Kernels& k, const float* a, const float* b, std::int64_t n) {
-  return k.dot_f32(a, b, n);
-}
-inline double dot(const Kernels& k, const double* a, const double* b, std::int64_t n) {
-  return k.dot_f64(a, b, n);
-}
-inline void axpy(const Kernels& k, float alpha, const float* x, float* y, std::int64_t n) {
-  k.axpy_f32(alpha, x, y, n);
-}
-inline void axpy(const Kernels& k, double alpha, const double* x, double* y, std::int64_t n) {
-  k.axpy_f64(alpha, x, y, n);
-}
-
 // A pivot below this share of its diagonal element is noise.
 template <typename Real>
 constexpr Real kPivotFloor = sizeof(Real) == sizeof(float) ? Real(1e-4) : Real(1e-14);
@@ -35,162 +24,284 @@ constexpr Real kPivotFloor = sizeof(Real) == sizeof(float) ? Real(1e-4) : Real(1
 // Row i of the Cholesky factor, in place: `row` holds A[i, 0..i] and gets L[i, 0..i]; previous(j)
 // points to the finished row j. i^2 flops. False if A is not positive definite to working
 // precision.
-template <typename Real, typename Previous>
-bool cholesky_row(const Kernels& k, const Previous& previous, std::int64_t i, Real* row) {
+template <typename Previous>
+bool cholesky_row(const Kernels& k, const Previous& previous, std::int64_t i, double* row) {
   for (std::int64_t j = 0; j < i; ++j) {
-    const Real* other = previous(j);
-    row[j] = (row[j] - dot(k, row, other, j)) / other[j];
+    const double* other = previous(j);
+    row[j] = (row[j] - k.dot_f64(row, other, j)) / other[j];
   }
-  const Real diagonal = row[i];
-  const Real pivot = diagonal - dot(k, row, row, i);
-  if (!(pivot > kPivotFloor<Real> * diagonal)) return false;
+  const double diagonal = row[i];
+  const double pivot = diagonal - k.dot_f64(row, row, i);
+  if (!(pivot > kPivotFloor<double> * diagonal)) return false;
   row[i] = std::sqrt(pivot);
   return true;
 }
 
 // x := L^-1 x and x := L^-T x. n^2 flops each.
-template <typename Real, typename Row>
-void solve_lower(const Kernels& k, const Row& row, std::int64_t n, Real* x) {
-  for (std::int64_t i = 0; i < n; ++i) x[i] = (x[i] - dot(k, row(i), x, i)) / row(i)[i];
+template <typename Row>
+void solve_lower(const Kernels& k, const Row& row, std::int64_t n, double* x) {
+  for (std::int64_t i = 0; i < n; ++i) x[i] = (x[i] - k.dot_f64(row(i), x, i)) / row(i)[i];
 }
 
-template <typename Real, typename Row>
-void solve_upper(const Kernels& k, const Row& row, std::int64_t n, Real* x) {
+template <typename Row>
+void solve_upper(const Kernels& k, const Row& row, std::int64_t n, double* x) {
   for (std::int64_t i = n - 1; i >= 0; --i) {
     x[i] /= row(i)[i];
-    axpy(k, -x[i], row(i), x, i);
+    k.axpy_f64(-x[i], row(i), x, i);
   }
 }
 
-// Solves one row after another, keeping its memory. n scores of d factors cost
-//   dual    n^2 d + n^3 / 3 flops on n d floats gathered,
-//   primal  n d^2 + d^3 / 3 flops.
-template <typename Real>
+// Solves rows of one problem in single precision, keeping its memory. n scores of d factors cost
+//   dual    n^2 d + n^3 / 3 flops: products of whole rows,
+//   primal  n d^2 + d^3 / 3 flops: products of columns, kChunk rows at a time,
+// on n d floats gathered, and 4 n d flops for what the prior leaves of the scores and for the step.
+// Rows with few scores are solved together, one to a lane: n^3 / 3 flops take the time of as many
+// where a row alone would wait for one square root after the other. What each gets does not depend
+// on the others.
 class RidgeSolver {
  public:
-  RidgeSolver(const Kernels& kernels, MatrixView<const float> factors)
-      : k_(kernels), factors_(factors), d_(factors.cols) {}
+  // Rows with at most that many scores, fewer than factors, are solved together: at 64 that takes a
+  // fifth less than one by one. Twice that many no longer fit into the second cache.
+  static constexpr std::int64_t kFewScores = 64;
 
-  // out = argmin |y - A x|^2 + lambda |x - prior|^2, A = factors[ids]; prior may be null: zero.
-  // False, out untouched, if the factorisation breaks down or the solution overflows.
-  bool solve(VectorView<const std::int32_t> ids, VectorView<const float> y, const float* prior,
-             double regularization, float* out) {
-    const std::int64_t n = ids.size;
-    residual_.resize(static_cast<std::size_t>(n));
-    float largest = 0.0F;
-    for (std::int64_t i = 0; i < n; ++i) {
-      const float* v = factors_.row(ids[i]);
-      const double fit = prior == nullptr ? 0.0 : k_.dot_wide(v, prior, d_);
-      residual_[i] = static_cast<Real>(static_cast<double>(y[i]) - fit);
-      largest = std::max(largest, k_.dot_f32(v, v, d_));
+  RidgeSolver(const Kernels& kernels, const RidgeProblem& problem)
+      : k_(kernels),
+        problem_(problem),
+        d_(problem.factors.cols),
+        width_(padded(d_)),
+        stride_(width_ / kRowPadding % 2 == 0 ? width_ + kRowPadding : width_),
+        zeros_(static_cast<std::size_t>(width_), 0.0F),
+        in_order_(kChunk) {
+    std::iota(in_order_.begin(), in_order_.end(), 0);
+  }
+
+  // Solves `rows` into their rows of out; adds to `failed` those whose factorisation breaks down
+  // or whose solution overflows. Cheapest where rows that follow one another have as many scores.
+  void solve(VectorView<const std::int64_t> rows, MatrixView<float> out,
+             std::vector<std::int64_t>& failed) {
+    for (std::int64_t begin = 0; begin < rows.size;) {
+      std::int64_t end = begin;
+      while (end < rows.size && end - begin < k_.lanes && is_small(rows[end])) ++end;
+      if (end > begin) {
+        solve_together({rows.data + begin, end - begin}, out, failed);
+      } else {
+        const std::int64_t r = rows[end++];
+        const bool dual = size(r) < d_;
+        if (dual ? !solve_dual(r, out.row(r)) : !solve_primal(r, out.row(r))) failed.push_back(r);
+      }
+      begin = end;
     }
-    // All rows zero: any positive number will do, the solution is the prior.
-    const double floor = largest > 0.0F ? kRidgeFloor * static_cast<double>(largest) : 1.0;
-    const Real lambda = static_cast<Real>(std::max(regularization, floor));
-    step_.assign(static_cast<std::size_t>(d_), Real(0));
-    if (n < d_ ? !dual(ids, lambda) : !primal(ids, lambda)) return false;
-    for (std::int64_t j = 0; j < d_; ++j) {
-      step_[j] += static_cast<Real>(prior == nullptr ? 0.0F : prior[j]);
-      if (!std::isfinite(static_cast<float>(step_[j]))) return false;
-    }
-    for (std::int64_t j = 0; j < d_; ++j) out[j] = static_cast<float>(step_[j]);
-    return true;
   }
 
  private:
-  static constexpr std::int64_t kChunk = 512;  // scores gathered at a time in the primal form
+  // 64 bytes, and so aligned to the widest vector.
+  struct alignas(64) Line {
+    float floats[16];
+  };
+  class Buffer {
+   public:
+    float* data(std::int64_t n) {  // what is new is zero
+      lines_.resize(std::max(lines_.size(), static_cast<std::size_t>((n + 15) / 16)));
+      return lines_.data()->floats;
+    }
 
-  bool dual(VectorView<const std::int32_t> ids, Real lambda) {
-    const std::int64_t n = ids.size;
-    gather(ids);
-    const std::int64_t stride = padded(n);
-    gram_.resize(static_cast<std::size_t>(n * stride));
-    lower_gram(rows_.data(), n, d_, gram_.data(), stride);
-    if (!factorise(n, stride, lambda)) return false;
-    const auto row = [this, stride](std::int64_t i) { return gram_.data() + i * stride; };
-    solve_lower(k_, row, n, residual_.data());
-    solve_upper(k_, row, n, residual_.data());
-    for (std::int64_t i = 0; i < n; ++i)
-      axpy(k_, residual_[i], rows_.data() + i * d_, step_.data(), d_);
-    return true;
+   private:
+    std::vector<Line> lines_ = std::vector<Line>(1);
+  };
+
+  // Scores gathered at a time in the primal form: they stay in the second cache.
+  static constexpr std::int64_t kChunk = 128;
+  static constexpr std::int64_t kTile = 4;
+
+  static std::int64_t padded(std::int64_t n, std::int64_t to = kRowPadding) {
+    return (n + to - 1) / to * to;
   }
 
-  bool primal(VectorView<const std::int32_t> ids, Real lambda) {
-    const std::int64_t stride = padded(d_);
-    gram_.assign(static_cast<std::size_t>(d_ * stride), Real(0));
-    part_.resize(gram_.size());
-    for (std::int64_t begin = 0; begin < ids.size; begin += kChunk) {
-      const std::int64_t n = std::min(kChunk, ids.size - begin);
-      gather_transposed({ids.data + begin, n});
-      lower_gram(rows_.data(), d_, n, part_.data(), stride);
-      for (std::int64_t j = 0; j < d_; ++j) {
-        axpy(k_, Real(1), part_.data() + j * stride, gram_.data() + j * stride, j + 1);
-        step_[j] += dot(k_, rows_.data() + j * n, residual_.data() + begin, n);
+  std::int64_t size(std::int64_t r) const { return problem_.scores.row_size(r); }
+  bool is_small(std::int64_t r) const { return size(r) <= kFewScores && size(r) < d_; }
+  // Where all rows are zero any positive number will do: the solution is the prior.
+  float lambda(float largest) const {
+    const double floor = largest > 0.0F ? kRidgeFloor * static_cast<double>(largest) : 1.0;
+    return static_cast<float>(std::max(problem_.regularization, floor));
+  }
+
+  // Gathers up to n rows for row r, from its score number `first` on; returns the largest squared
+  // norm among them. residual_ gets what the prior leaves of the scores.
+  float gather(std::int64_t r, std::int64_t first, std::int64_t n, float* to, std::int64_t stride) {
+    const VectorView<const std::int32_t> ids = problem_.scores.row_indices(r);
+    const std::int64_t n_ids = std::min(n, ids.size - first), n_written = padded(n, kTile);
+    const float* y = problem_.scores.row_values(r).data + first;
+    float* residual = residual_.data(2 * n_written);
+    float* norms = residual + n_written;
+    k_.gather_rows(problem_.factors.data, ids.data + first, n_ids, n, d_, padded_prior(r), to,
+                   stride, residual, norms);
+    for (std::int64_t i = 0; i < n_ids; ++i) residual[i] = y[i] - residual[i];
+    return n == 0 ? 0.0F : *std::max_element(norms, norms + n);
+  }
+
+  const float* prior(std::int64_t r) const {
+    return problem_.prior.data == nullptr ? zeros_.data() : problem_.prior.row(r);
+  }
+  const float* padded_prior(std::int64_t r) {
+    if (d_ == width_) return prior(r);
+    float* copy = prior_.data(width_);
+    std::copy_n(prior(r), d_, copy);
+    return copy;
+  }
+
+  void solve_together(VectorView<const std::int64_t> rows, MatrixView<float> out,
+                      std::vector<std::int64_t>& failed) {
+    std::int64_t n = 0;
+    for (const std::int64_t r : rows) n = std::max(n, size(r));
+    const std::int64_t n_elements = tile_element(padded(n + 1, kTile), 0), lanes = k_.lanes;
+    float* gathered = rows_.data(padded(n, kTile) * width_);
+    float* tiles = tiles_.data(lanes * n_elements);
+    float* systems = systems_.data(lanes * n_elements);
+    float* x = x_.data(lanes * n);
+    for (std::int64_t s = 0; s < rows.size; ++s) {
+      if (s + 1 < rows.size) {  // a fifth faster where the factors are larger than the caches
+        const auto ask_for = [this](const float* row) {
+          for (std::int64_t j = 0; j < d_; j += kRowPadding) __builtin_prefetch(row + j, 0, 2);
+        };
+        for (const std::int32_t id : problem_.scores.row_indices(rows[s + 1]))
+          ask_for(problem_.factors.row(id));
+        ask_for(prior(rows[s + 1]));
+      }
+      float* mine = tiles + s * n_elements;
+      const float added = lambda(gather(rows[s], 0, n, gathered, width_));
+      k_.gram_tiles(gathered, n, width_, mine);
+      const float* residual = residual_.data(0);
+      for (std::int64_t i = 0; i < n; ++i) {
+        mine[tile_element(i, i)] += added;
+        mine[tile_element(n, i)] = residual[i];
       }
     }
-    if (!factorise(d_, stride, lambda)) return false;
-    const auto row = [this, stride](std::int64_t i) { return gram_.data() + i * stride; };
-    solve_lower(k_, row, d_, step_.data());
-    solve_upper(k_, row, d_, step_.data());
-    return true;
+    std::fill(tiles + rows.size * n_elements, tiles + lanes * n_elements, 0.0F);
+    k_.tiles_to_lanes(tiles, n_elements, systems);
+    const unsigned lost = k_.solve_lanes(systems, n, kPivotFloor<float>, x);
+    for (std::int64_t s = 0; s < rows.size; ++s)
+      if ((lost >> s & 1U) != 0 || !add(rows[s], x + s, lanes, out.row(rows[s])))
+        failed.push_back(rows[s]);
   }
 
-  static std::int64_t padded(std::int64_t n) {
-    return (n + kRowPadding - 1) / kRowPadding * kRowPadding;
+  // Where Kernels::gram_tiles puts an element.
+  static std::int64_t tile_element(std::int64_t i, std::int64_t j) {
+    const std::int64_t tile = i / kTile * (i / kTile + 1) / 2 + j / kTile;
+    return (tile * kTile + i % kTile) * kTile + j % kTile;
   }
 
-  bool factorise(std::int64_t n, std::int64_t stride, Real lambda) {
-    for (std::int64_t i = 0; i < n; ++i) gram_[i * stride + i] += lambda;
-    return cholesky(gram_.data(), n, stride);
-  }
-  bool cholesky(float* a, std::int64_t n, std::int64_t stride) const {
-    return k_.cholesky_f32(a, n, stride, kPivotFloor<float>);
-  }
-  bool cholesky(double* a, std::int64_t n, std::int64_t stride) const {
-    const auto row = [a, stride](std::int64_t i) { return a + i * stride; };
-    for (std::int64_t i = 0; i < n; ++i)
-      if (!cholesky_row(k_, row, i, row(i))) return false;
-    return true;
+  bool add(std::int64_t r, const float* x, std::int64_t x_stride, float* out) const {
+    const VectorView<const std::int32_t> ids = problem_.scores.row_indices(r);
+    return k_.add_combination(problem_.factors.data, ids.data, ids.size, d_, x, x_stride, prior(r),
+                              out);
   }
 
-  void gather(VectorView<const std::int32_t> ids) {
-    rows_.resize(static_cast<std::size_t>(ids.size * d_));
-    for (std::int64_t i = 0; i < ids.size; ++i)
-      std::copy_n(factors_.row(ids[i]), d_, rows_.data() + i * d_);
+  bool solve_dual(std::int64_t r, float* out) {
+    const std::int64_t n = size(r), stride = padded(n + 1);
+    float* gathered = rows_.data(padded(n, kTile) * width_);
+    float* gram = systems_.data(padded(n, kTile) * stride);
+    const float added = lambda(gather(r, 0, n, gathered, width_));
+    k_.gram_dots(gathered, n, width_, gram, stride);
+    const float* residual = residual_.data(0);
+    for (std::int64_t i = 0; i < n; ++i) gram[i * stride + n] = residual[i];
+    const float* x = solve_system(gram, n, stride, added);
+    return x != nullptr && add(r, x, 1, out);
   }
 
-  void gather_transposed(VectorView<const std::int32_t> ids) {
-    rows_.resize(static_cast<std::size_t>(ids.size * d_));
-    for (std::int64_t i = 0; i < ids.size; ++i) {
-      const float* v = factors_.row(ids[i]);
-      for (std::int64_t j = 0; j < d_; ++j) rows_[j * ids.size + i] = v[j];
+  bool solve_primal(std::int64_t r, float* out) {
+    const std::int64_t stride = padded(d_ + 1);
+    float* gathered = chunk_.data(kChunk * stride_);
+    float* gram = systems_.data(d_ * stride);
+    float* right = right_.data(stride_);
+    std::fill_n(gram, d_ * stride, 0.0F);
+    std::fill_n(right, stride_, 0.0F);
+    float largest = 0.0F;
+    for (std::int64_t begin = 0; begin < size(r); begin += kChunk) {
+      const std::int64_t n = std::min(kChunk, size(r) - begin);
+      largest = std::max(largest, gather(r, begin, n, gathered, stride_));
+      k_.gram_outer(gathered, stride_, n, d_, gram, stride);
+      k_.add_combination(gathered, in_order_.data(), n, stride_, residual_.data(0), 1, right,
+                         right);
     }
+    for (std::int64_t i = 0; i < d_; ++i) gram[i * stride + d_] = right[i];
+    const float* x = solve_system(gram, d_, stride, lambda(largest));
+    if (x == nullptr) return false;
+    bool finite = true;
+    for (std::int64_t j = 0; j < d_; ++j) {
+      out[j] = x[j] + prior(r)[j];
+      finite = finite && std::isfinite(out[j]);
+    }
+    return finite;
   }
 
-  // The lower triangle of rows rows^T, in blocks: what lies above the diagonal is not defined.
-  void lower_gram(const float* rows, std::int64_t n, std::int64_t d, float* out,
-                  std::int64_t stride) const {
-    constexpr std::int64_t kBlock = 32;
-    for (std::int64_t i = 0; i < n; i += kBlock) {
-      const std::int64_t n_block = std::min(kBlock, n - i);
-      k_.dots(rows, i + n_block, rows + i * d, n_block, d, out + i * stride, stride);
+  // The solution of the n equations above the diagonal, their right-hand side in column n; null if
+  // the factorisation breaks down.
+  const float* solve_system(float* a, std::int64_t n, std::int64_t stride, float lambda) {
+    for (std::int64_t i = 0; i < n; ++i) a[i * stride + i] += lambda;
+    if (!k_.cholesky_upper(a, n, stride, kPivotFloor<float>)) return nullptr;
+    float* x = x_.data(n);
+    for (std::int64_t i = n - 1; i >= 0; --i) {
+      const float* row = a + i * stride;
+      x[i] = (row[n] - k_.dot_f32(row + i + 1, x + i + 1, n - i - 1)) / row[i];
     }
-  }
-  void lower_gram(const double* rows, std::int64_t n, std::int64_t d, double* out,
-                  std::int64_t stride) const {
-    for (std::int64_t i = 0; i < n; ++i)
-      for (std::int64_t j = 0; j <= i; ++j)
-        out[i * stride + j] = k_.dot_f64(rows + i * d, rows + j * d, d);
+    return x;
   }
 
   const Kernels& k_;
-  MatrixView<const float> factors_;
+  const RidgeProblem& problem_;
   std::int64_t d_;
-  std::vector<Real> rows_;      // gathered factors: (n, d), or (d, n) in the primal form
-  std::vector<Real> gram_;      // (n, n) or (d, d), then its Cholesky factor
-  std::vector<Real> part_;      // (d, d) of one chunk
-  std::vector<Real> residual_;  // (n,)
-  std::vector<Real> step_;      // (d,)
+  std::int64_t width_;   // d_ in whole vectors
+  std::int64_t stride_;  // an odd number of cache lines: a column does not fall on few sets
+  std::vector<float> zeros_;
+  std::vector<std::int32_t> in_order_;  // 0, 1, ...
+  Buffer rows_;                         // factors gathered, (n, width_)
+  Buffer chunk_;                        // factors gathered, (kChunk, stride_)
+  Buffer prior_;                        // (width_,)
+  Buffer residual_;  // what the prior leaves of the scores, and the squared norms of their factors
+  Buffer tiles_;     // systems of a few rows, one after another
+  Buffer systems_;   // the same, a row to a lane; or one system
+  Buffer right_;     // A^T residual
+  Buffer x_;
 };
+
+// The same row in double precision, in the dual form or, with more scores than factors, the primal
+// one. False, out untouched, if that breaks down as well.
+inline bool solve_wide(const Kernels& k, const RidgeProblem& problem, std::int64_t r, float* out) {
+  const VectorView<const std::int32_t> ids = problem.scores.row_indices(r);
+  const std::int64_t n = ids.size, d = problem.factors.cols, size = std::min(n, d);
+  std::vector<double> residual(static_cast<std::size_t>(n)), step(static_cast<std::size_t>(d));
+  std::vector<double> gram(static_cast<std::size_t>(size * size));
+  const auto row = [&](std::int64_t i) { return gram.data() + i * size; };
+  double largest = 0.0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    const float* v = problem.factors.row(ids[i]);
+    largest = std::max(largest, k.dot_wide(v, v, d));
+    residual[i] = problem.scores.row_values(r)[i];
+    if (problem.prior.data != nullptr) residual[i] -= k.dot_wide(v, problem.prior.row(r), d);
+    if (n < d) {
+      for (std::int64_t j = 0; j <= i; ++j)
+        row(i)[j] = k.dot_wide(v, problem.factors.row(ids[j]), d);
+    } else {
+      for (std::int64_t j = 0; j < d; ++j) k.axpy_wide(v[j], v, row(j), j + 1);
+      k.axpy_wide(residual[i], v, step.data(), d);
+    }
+  }
+  const double floor = largest > 0.0 ? kRidgeFloor * largest : 1.0;
+  for (std::int64_t i = 0; i < size; ++i) {
+    row(i)[i] += std::max(problem.regularization, floor);
+    if (!cholesky_row(k, row, i, row(i))) return false;
+  }
+  double* x = n < d ? residual.data() : step.data();
+  solve_lower(k, row, size, x);
+  solve_upper(k, row, size, x);
+  for (std::int64_t i = 0; n < d && i < n; ++i)
+    k.axpy_wide(residual[i], problem.factors.row(ids[i]), step.data(), d);
+  for (std::int64_t j = 0; j < d; ++j) {
+    if (problem.prior.data != nullptr) step[j] += problem.prior.row(r)[j];
+    if (!std::isfinite(static_cast<float>(step[j]))) return false;
+  }
+  for (std::int64_t j = 0; j < d; ++j) out[j] = static_cast<float>(step[j]);
+  return true;
+}
 
 }  // namespace cexnn::cpu
