@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <variant>
 
 #include "als.hpp"
 #include "cpu/kernels.hpp"
@@ -24,6 +25,7 @@ using Array = py::array_t<T, py::array::c_style>;
 using Floats = Array<float>;
 using Ids = Array<std::int32_t>;
 using Offsets = Array<std::int64_t>;
+using Codes = std::variant<Array<std::uint16_t>, Array<std::int8_t>>;  // halves by their bits
 
 template <typename T>
 VectorView<const T> vector_of(const Array<T>& array, const char* name) {
@@ -121,11 +123,26 @@ struct PySearcher {
   std::int64_t n_items;
 };
 
-PySearcher make_searcher(const Floats& item_factors, const std::optional<Floats>& item_offsets) {
+CompactItems compact_of(const std::optional<Codes>& codes, const std::optional<Floats>& scales) {
+  CompactItems compact;
+  if (codes.has_value() != scales.has_value())
+    throw std::invalid_argument("scales: expected with compact, and only with it");
+  if (!codes) return compact;
+  if (const auto* halves = std::get_if<Array<std::uint16_t>>(&*codes)) {
+    compact.halves = matrix_of(*halves, "compact");
+  } else {
+    compact.bytes = matrix_of(std::get<Array<std::int8_t>>(*codes), "compact");
+  }
+  compact.scales = vector_of(*scales, "scales");
+  return compact;
+}
+
+PySearcher make_searcher(const Floats& item_factors, const std::optional<Floats>& item_offsets,
+                         const std::optional<Codes>& codes, const std::optional<Floats>& scales) {
   const MatrixView<const float> items = matrix_of(item_factors, "item_factors");
   VectorView<const float> offsets;
   if (item_offsets) offsets = vector_of(*item_offsets, "item_offsets");
-  return {cpu::make_searcher(items, offsets), items.rows};
+  return {cpu::make_searcher(items, offsets, compact_of(codes, scales)), items.rows};
 }
 
 Floats update(const PySearcher& self, const Offsets& indptr, const Ids& indices,
@@ -207,7 +224,9 @@ void register_searcher(py::module_& m) {
   py::class_<SearchState>(m, "SearchState");
   py::class_<PySearcher>(m, "Searcher")
       .def(py::init(&make_searcher), "item_factors"_a.noconvert(), "item_offsets"_a.noconvert(),
-           py::keep_alive<1, 2>(), py::keep_alive<1, 3>())
+           "compact"_a.noconvert() = py::none(), "scales"_a.noconvert() = py::none(),
+           py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>(),
+           py::keep_alive<1, 5>())
       .def(
           "make_state",
           [](const PySearcher& self, std::int64_t n) { return self.searcher->make_state(n); },

@@ -40,6 +40,17 @@ class SearchState {
   virtual void keep(VectorView<const std::int32_t> queries) = 0;
 };
 
+// The same item factors in fewer bytes: those of item i are scales[i] times its row of `halves`, in
+// IEEE half precision, or of `bytes`, -127 to 127. One of the two, or neither. They say where to
+// look; what is found is ranked, and its scores are computed, by the factors themselves.
+struct CompactItems {
+  MatrixView<const std::uint16_t> halves;  // (n_items, d)
+  MatrixView<const std::int8_t> bytes;     // (n_items, d)
+  VectorView<const float> scales;          // (n_items,)
+
+  bool empty() const { return halves.data == nullptr && bytes.data == nullptr; }
+};
+
 // Items and their offsets, ready to be searched. Borrows its arrays, never changes after
 // construction, may be used from several threads.
 class Searcher {
@@ -80,9 +91,10 @@ class Searcher {
 };
 
 namespace cpu {
-// item_factors (n_items, d); item_offsets (n_items,) or empty: zero.
+// item_factors (n_items, d); item_offsets (n_items,) or empty: zero; compact or empty.
 std::unique_ptr<Searcher> make_searcher(MatrixView<const float> item_factors,
-                                        VectorView<const float> item_offsets);
+                                        VectorView<const float> item_offsets,
+                                        const CompactItems& compact);
 }  // namespace cpu
 
 }  // namespace cexnn

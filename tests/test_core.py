@@ -9,6 +9,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from cexnn import _core, reference
+from cexnn.compact import DTYPES, Compact, rounded
 
 THREADS = [1, 3]
 
@@ -243,6 +244,96 @@ def test_top_items_of_a_query_do_not_depend_on_its_batch(n):
         assert np.array_equal(approx[q], alone[1][0])
 
 
+def scanned(V, offsets, dtype):
+    """Make a searcher that scans V rounded to a type."""
+    return _core.Searcher(V, offsets, *rounded(V, dtype).native())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 3, 4, 40])
+@pytest.mark.parametrize("d", [1, 3, 16, 37, 130])
+def test_rounded_items_give_the_answers_of_those_not_rounded(dtype, n, d):
+    rng = np.random.default_rng(d)
+    V, U, o = normal(rng, 5000, d), normal(rng, n, d), normal(rng, 5000)
+    V *= 10.0 ** rng.integers(-3, 4, size=(5000, 1))
+    o[rng.integers(0, 5000, 50)] = -np.inf
+    indptr, seen, _ = sparse_scores(rng, n, 5000, [300] * n)
+    for offsets in (None, o):
+        expected = _core.Searcher(V, offsets).top_items(U, indptr, seen, 100, 1)
+        for num_threads in THREADS:
+            found = scanned(V, offsets, dtype).top_items(U, indptr, seen, 100, num_threads)
+            assert np.array_equal(found[0], expected[0])
+            assert np.array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 7])
+def test_ties_of_rounded_items_go_to_the_smaller_id(dtype, n):
+    rng = np.random.default_rng(n)
+    V = rng.integers(-2, 3, size=(3000, 5)).astype(np.float32)
+    U = rng.integers(-2, 3, size=(n, 5)).astype(np.float32)
+    indptr, seen, _ = sparse_scores(rng, n, 3000, [20] * n)
+    for k in (1, 50, 3000):
+        ids, _ = scanned(V, None, dtype).top_items(U, indptr, seen, k, 2)
+        for q in range(n):
+            masked = set(seen[indptr[q] : indptr[q + 1]].tolist())
+            expected = reference.topk(V @ U[q], masked, k)
+            assert ids[q].tolist() == expected + [-1] * (k - len(expected))
+
+
+FINITE_HALVES = [bits for bits in range(1 << 16) if bits & 0x7C00 != 0x7C00]
+CODES = {
+    "float16": np.array(FINITE_HALVES, dtype=np.uint16).view(np.float16),
+    "int8": np.arange(-127, 128, dtype=np.int8),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 4])
+def test_every_code_is_read_as_its_number(dtype, n):
+    """One code an item; the others' factors belie their codes: whoever reads those finds them."""
+    d, k = 37, 8
+    U, indptr, nothing = np.ones((n, d), np.float32), np.zeros(n + 1, np.int64), np.int32([])
+    o = np.repeat(np.float32([0, -1e6]), [80, 80])
+    for start in range(0, len(CODES[dtype]) - 80, 79):
+        part = CODES[dtype][start : start + 80]
+        codes = np.zeros((160, d), dtype=dtype)
+        codes[np.arange(80), (start + np.arange(80)) % d] = part
+        scales = np.full(160, 0.25, dtype=np.float32)
+        V = 0.25 * codes.astype(np.float32)
+        V[80:] = 1e20
+        searcher = _core.Searcher(V, o, *Compact(codes, scales).native())
+        best = np.argsort(-part.astype(np.float32), kind="stable")[:k]
+        ids, approx = searcher.top_items(U, indptr, nothing, k, 1)
+        assert (ids == best).all()
+        assert (approx == 0.25 * part[best].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 6])
+def test_codes_that_are_far_off_are_not_trusted(dtype, n):
+    rng = np.random.default_rng(n)
+    V, U = normal(rng, 2000, 24), normal(rng, n, 24)
+    wrong = rounded(normal(rng, 2000, 24), dtype).native()
+    indptr, nothing = np.zeros(n + 1, np.int64), np.int32([])
+    expected = _core.Searcher(V, None).top_items(U, indptr, nothing, 50, 1)
+    found = _core.Searcher(V, None, *wrong).top_items(U, indptr, nothing, 50, 1)
+    assert np.array_equal(found[0], expected[0])
+    assert np.array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-30, 1e30])
+def test_queries_of_any_size_search_rounded_items(dtype, size):
+    rng = np.random.default_rng(1)
+    V, U = normal(rng, 900, 8), normal(rng, 1, 8) * np.float32(size)
+    nowhere = (np.zeros(2, np.int64), np.int32([]))
+    expected = _core.Searcher(V, None).top_items(U, *nowhere, 20, 1)
+    found = scanned(V, None, dtype).top_items(U, *nowhere, 20, 1)
+    assert np.array_equal(found[0], expected[0])
+    assert np.array_equal(found[1], expected[1])
+
+
 def test_next_items_is_update_then_top_items():
     rng = np.random.default_rng(5)
     V, u0 = normal(rng, 400, 24), normal(rng, 3, 24)
@@ -280,6 +371,12 @@ def test_shapes_that_disagree_are_refused():
     u0 = np.zeros((1, 3), dtype=np.float32)
     with pytest.raises(ValueError, match="item_offsets"):
         _core.Searcher(V, np.zeros(3, dtype=np.float32))
+    codes, scales = rounded(V, "int8")
+    for wrong in ((codes[1:], scales), (codes[:, 1:].copy(), scales), (codes, scales[1:])):
+        with pytest.raises(ValueError, match="compact"):
+            _core.Searcher(V, None, *wrong)
+    with pytest.raises(ValueError, match="scales"):
+        _core.Searcher(V, None, codes)
     with pytest.raises(ValueError, match="priors"):
         searcher.update(*empty, np.zeros((1, 2), dtype=np.float32), model, None, 1)
     with pytest.raises(ValueError, match="known"):

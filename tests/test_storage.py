@@ -19,6 +19,7 @@ def some_arrays():
     return {
         "odd": rng.integers(0, 255, (3, 7), dtype=np.uint8),
         "factors": rng.normal(size=(10, 16)).astype(np.float32),
+        "signed": rng.integers(-128, 128, (4, 5), dtype=np.int8),
         "half": rng.normal(size=(5, 3)).astype(np.float16),
         "empty": np.empty((0, 5), dtype=np.int64),
         "scalar": np.array(2.5),

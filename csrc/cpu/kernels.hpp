@@ -19,6 +19,18 @@ struct Kernels {
   // out[q * stride + i] = queries[q] . items[i]; rows of d floats, contiguous.
   void (*dots)(const float* items, std::int64_t n_items, const float* queries,
                std::int64_t n_queries, std::int64_t d, float* out, std::int64_t stride);
+  // out[i] = scales[i] * query . items[i], items in IEEE half precision, finite.
+  void (*dots_f16)(const std::uint16_t* items, const float* scales, std::int64_t n_items,
+                   const float* query, std::int64_t d, float* out);
+  // out[i] = scales[i] * query_scale * query . items[i], the products exact. Expects
+  // 127 * d * max |query| < 2^31.
+  void (*dots_i8)(const std::int8_t* items, const float* scales, std::int64_t n_items,
+                  const std::int16_t* query, float query_scale, std::int64_t d, float* out);
+  // out[i * d + j] = scales[i] * items[i * d + j].
+  void (*widen_f16)(const std::uint16_t* items, const float* scales, std::int64_t n_items,
+                    std::int64_t d, float* out);
+  void (*widen_i8)(const std::int8_t* items, const float* scales, std::int64_t n_items,
+                   std::int64_t d, float* out);
   // out[i * n + q] = items[i] . query q, for n = n_vectors * lanes queries, n_vectors 1 or 2, that
   // are packed with one vector after another for each factor: panel[j * n + q].
   void (*panel_dots)(const float* items, std::int64_t n_items, const float* panel,
@@ -27,6 +39,9 @@ struct Kernels {
   // n_items and n as above, and returns how many there are; offsets may be null.
   std::int64_t (*above_bars)(const float* scores, const float* offsets, std::int64_t n_items,
                              const float* bars, std::int64_t n_vectors, std::int32_t* positions);
+  // The same for one query: where scores[i] + offsets[i] > bar.
+  std::int64_t (*above_bar)(const float* scores, const float* offsets, std::int64_t n, float bar,
+                            std::int32_t* positions);
   float (*dot_f32)(const float* a, const float* b, std::int64_t n);
   double (*dot_f64)(const double* a, const double* b, std::int64_t n);
   double (*dot_wide)(const float* a, const float* b, std::int64_t n);  // accumulated in double

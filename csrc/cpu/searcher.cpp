@@ -1,6 +1,7 @@
 #include "../searcher.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <stdexcept>
 #include <utility>
@@ -48,9 +49,14 @@ constexpr std::int64_t kItemsPerTask = 16 * kItemsPerTile;
 constexpr std::int64_t kFloatsPerTile = 32768;
 constexpr std::int64_t kItemsAtOnce = 48;
 
-// Packed dot products may differ in the last bits from those of one query. That many candidates
-// more than wanted are kept, and ranked by the latter: a batch answers as its queries do alone.
-constexpr std::int64_t kSpareCandidates = 32;
+// Packed dot products differ in the last bits from those of one query, and those of compact items
+// by their rounding. More candidates than wanted are kept and ranked as one query ranks the factors
+// themselves, so that every way to the answer ends at the same. If it is not sure that nothing left
+// out belongs there (see rank_alone), the query is asked again of the factors themselves. The
+// spare candidates make that rare: measured on Gaussian and on real factors, by bench_topk.py.
+std::int64_t with_spare(std::int64_t k, const CompactItems& from) {
+  return from.bytes.data == nullptr ? k + 32 : k + k / 4 + 32;
+}
 
 // Up to two vectors of queries, a query to a lane.
 struct Panel {
@@ -85,12 +91,43 @@ class Panels {
   std::vector<Panel> panels_;
 };
 
+// A query for Kernels::dots_i8: as many bits as the sums have room for, 16 up to 516 factors.
+class WholeQuery {
+ public:
+  WholeQuery(const float* query, std::int64_t d) : values_(static_cast<std::size_t>(d)) {
+    const auto room = static_cast<float>(std::min(kMax16, kMax32 / (127 * d)));
+    float largest = 0.0F;
+    for (std::int64_t j = 0; j < d; ++j) largest = std::max(largest, std::abs(query[j]));
+    scale_ = largest / room;
+    if (!(scale_ > 0.0F) || !std::isfinite(scale_)) return;  // all zero: no candidate is sure
+    for (std::int64_t j = 0; j < d; ++j)
+      values_[static_cast<std::size_t>(j)] =
+          static_cast<std::int16_t>(std::lround(std::clamp(query[j] / scale_, -room, room)));
+  }
+
+  const std::int16_t* values() const { return values_.data(); }
+  float scale() const { return scale_; }
+
+ private:
+  static constexpr std::int64_t kMax16 = std::numeric_limits<std::int16_t>::max();
+  static constexpr std::int64_t kMax32 = std::numeric_limits<std::int32_t>::max();
+  std::vector<std::int16_t> values_;
+  float scale_;
+};
+
 class CpuSearcher final : public Searcher {
  public:
-  CpuSearcher(MatrixView<const float> items, VectorView<const float> offsets)
-      : items_(items), offsets_(offsets) {
+  CpuSearcher(MatrixView<const float> items, VectorView<const float> offsets,
+              const CompactItems& compact)
+      : items_(items), offsets_(offsets), compact_(compact) {
     if (!offsets.empty() && offsets.size != items.rows)
       throw std::invalid_argument("item_offsets: expected one for each item");
+    if (compact.empty()) return;
+    const bool halves = compact.halves.data != nullptr;
+    if (compact.scales.size != items.rows ||
+        (halves ? compact.halves.rows : compact.bytes.rows) != items.rows ||
+        (halves ? compact.halves.cols : compact.bytes.cols) != items.cols)
+      throw std::invalid_argument("compact: expected the shape of item_factors and a scale a row");
   }
 
   std::unique_ptr<SearchState> make_state(std::int64_t n_queries) const override {
@@ -139,8 +176,8 @@ class CpuSearcher final : public Searcher {
       std::sort(sorted.begin(), sorted.end());
     }
     for (std::int64_t q = 0; q < queries.rows; q += kQueriesPerBlock)
-      scan({queries, q, std::min(kQueriesPerBlock, queries.rows - q), excluded, ids_out.cols},
-           num_threads, ids_out, approx_out);
+      answer({queries, q, std::min(kQueriesPerBlock, queries.rows - q), excluded, ids_out.cols},
+             compact_, num_threads, ids_out, approx_out);
   }
 
   void next_items(const CsrView& known, MatrixView<const float> priors, const QueryModel& model,
@@ -192,61 +229,125 @@ class CpuSearcher final : public Searcher {
     }
   };
 
-  void scan(const Block& block, int num_threads, MatrixView<std::int32_t> ids_out,
-            MatrixView<float> approx_out) const {
+  void answer(const Block& block, const CompactItems& from, int num_threads,
+              MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const {
+    const bool alone = from.empty() && block.n_queries <= kFewQueries;
+    const std::int64_t n_kept = alone ? block.k : with_spare(block.k, from);
+    std::vector<TopK> best = scan(block, from, n_kept, num_threads);
+    for (std::int64_t q = 0; q < block.n_queries; ++q) {
+      const std::int64_t row = block.first + q;
+      std::vector<Candidate> found = best[static_cast<std::size_t>(q)].finish();
+      if (alone || rank_alone(block.queries.row(row), block.k, n_kept, found)) {
+        write(found, ids_out.row_view(row), approx_out.row_view(row));
+      } else {
+        answer({block.queries, row, 1, block.excluded, block.k}, {}, num_threads, ids_out,
+               approx_out);
+      }
+    }
+  }
+
+  std::vector<TopK> scan(const Block& block, const CompactItems& from, std::int64_t n_kept,
+                         int num_threads) const {
     const bool few = block.n_queries <= kFewQueries;
     const std::int64_t n_tasks = (items_.rows + kItemsPerTask - 1) / kItemsPerTask;
     const std::size_t n_threads = static_cast<std::size_t>(
         std::max<std::int64_t>(1, std::min<std::int64_t>(num_threads, n_tasks)));
-    const TopK none(few ? block.k : block.k + kSpareCandidates);
     std::vector<std::vector<TopK>> best(
-        n_threads, std::vector<TopK>(static_cast<std::size_t>(block.n_queries), none));
-    const std::vector<float> scratch(static_cast<std::size_t>(
-        std::max(kFewQueries * kItemsPerTile, 2 * kernels().lanes * (kItemsAtOnce + 1))));
-    std::vector<std::vector<float>> scratches(n_threads, scratch);
+        n_threads, std::vector<TopK>(static_cast<std::size_t>(block.n_queries), TopK(n_kept)));
+    const std::int64_t n_floats =
+        few ? kFewQueries * kItemsPerTile
+            : 2 * kernels().lanes * (kItemsAtOnce + 1) + (from.empty() ? 0 : tile() * items_.cols);
+    std::vector<std::vector<float>> scratches(
+        n_threads, std::vector<float>(static_cast<std::size_t>(n_floats)));
     const Panels panels(kernels().lanes, block.queries, block.first, few ? 0 : block.n_queries);
+    std::vector<WholeQuery> whole;
+    for (std::int64_t q = 0; few && from.bytes.data != nullptr && q < block.n_queries; ++q)
+      whole.emplace_back(block.queries.row(block.first + q), items_.cols);
     parallel_for(n_tasks, static_cast<int>(n_threads), [&](std::int64_t task, int thread) {
       std::vector<TopK>& mine = best[static_cast<std::size_t>(thread)];
-      float* scores = scratches[static_cast<std::size_t>(thread)].data();
+      float* scratch = scratches[static_cast<std::size_t>(thread)].data();
       const std::int64_t begin = task * kItemsPerTask;
       const std::int64_t end = std::min(items_.rows, begin + kItemsPerTask);
       if (few) {
-        scan_few(block, begin, end, scores, mine);
+        scan_few(block, from, whole, begin, end, scratch, mine);
       } else {
-        scan_panels(panels, block, begin, end, scores, mine);
+        scan_panels(panels, block, from, begin, end, scratch, mine);
       }
     });
-    for (std::int64_t q = 0; q < block.n_queries; ++q) {
-      TopK& winner = best[0][static_cast<std::size_t>(q)];
+    for (std::int64_t q = 0; q < block.n_queries; ++q)
       for (std::size_t thread = 1; thread < n_threads; ++thread)
-        winner.merge(best[thread][static_cast<std::size_t>(q)]);
-      std::vector<Candidate> found = winner.finish();
-      if (!few) rank_alone(block.queries.row(block.first + q), found);
-      write(found, ids_out.row_view(block.first + q), approx_out.row_view(block.first + q));
-    }
+        best[0][static_cast<std::size_t>(q)].merge(best[thread][static_cast<std::size_t>(q)]);
+    return std::move(best[0]);
   }
 
-  void scan_few(const Block& block, std::int64_t begin, std::int64_t end, float* scores,
+  void scan_few(const Block& block, const CompactItems& from, const std::vector<WholeQuery>& whole,
+                std::int64_t begin, std::int64_t end, float* scores,
                 std::vector<TopK>& best) const {
+    std::int32_t positions[kItemsPerTile];
     for (std::int64_t i = begin; i < end; i += kItemsPerTile) {
       const std::int64_t n = std::min(kItemsPerTile, end - i);
-      kernels().dots(items_.row(i), n, block.queries.row(block.first), block.n_queries, items_.cols,
-                     scores, kItemsPerTile);
-      for (std::int64_t q = 0; q < block.n_queries; ++q)
-        best[static_cast<std::size_t>(q)].offer(scores + q * kItemsPerTile, offsets_from(i), n, i,
-                                                block.mask(q));
+      const float* offsets = offsets_from(i);
+      score_few(block, from, whole, i, n, scores);
+      for (std::int64_t q = 0; q < block.n_queries; ++q) {
+        TopK& mine = best[static_cast<std::size_t>(q)];
+        const float* its = scores + q * kItemsPerTile;
+        const std::int64_t n_above = kernels().above_bar(its, offsets, n, mine.bar(), positions);
+        for (std::int64_t at = 0; at < n_above; ++at) {
+          const std::int32_t p = positions[at];
+          mine.offer(
+              {its[p] + (offsets == nullptr ? 0.0F : offsets[p]), static_cast<std::int32_t>(i + p)},
+              block.mask(q));
+        }
+      }
     }
   }
 
-  void scan_panels(const Panels& panels, const Block& block, std::int64_t begin, std::int64_t end,
-                   float* scores, std::vector<TopK>& best) const {
+  // Of the block's queries with n items from i on, kItemsPerTile apart.
+  void score_few(const Block& block, const CompactItems& from, const std::vector<WholeQuery>& whole,
+                 std::int64_t i, std::int64_t n, float* scores) const {
     const Kernels& k = kernels();
-    const std::int64_t tile =
-        std::max<std::int64_t>(1, kFloatsPerTile / (items_.cols * kItemsAtOnce)) * kItemsAtOnce;
+    const float* scales = from.scales.data + i;
+    for (std::int64_t q = 0; !from.empty() && q < block.n_queries; ++q) {
+      float* out = scores + q * kItemsPerTile;
+      if (from.halves.data != nullptr) {
+        k.dots_f16(from.halves.row(i), scales, n, block.queries.row(block.first + q), items_.cols,
+                   out);
+      } else {
+        const WholeQuery& query = whole[static_cast<std::size_t>(q)];
+        k.dots_i8(from.bytes.row(i), scales, n, query.values(), query.scale(), items_.cols, out);
+      }
+    }
+    if (from.empty())
+      k.dots(items_.row(i), n, block.queries.row(block.first), block.n_queries, items_.cols, scores,
+             kItemsPerTile);
+  }
+
+  // Items that a panel of queries passes over while they wait in the second cache.
+  std::int64_t tile() const {
+    return std::max<std::int64_t>(1, kFloatsPerTile / (items_.cols * kItemsAtOnce)) * kItemsAtOnce;
+  }
+
+  // The factors of n items from i on, of compact ones written to `room`.
+  const float* floats(const CompactItems& from, std::int64_t i, std::int64_t n, float* room) const {
+    if (from.empty()) return items_.row(i);
+    const float* scales = from.scales.data + i;
+    if (from.halves.data != nullptr) {
+      kernels().widen_f16(from.halves.row(i), scales, n, items_.cols, room);
+    } else {
+      kernels().widen_i8(from.bytes.row(i), scales, n, items_.cols, room);
+    }
+    return room;
+  }
+
+  void scan_panels(const Panels& panels, const Block& block, const CompactItems& from,
+                   std::int64_t begin, std::int64_t end, float* scores,
+                   std::vector<TopK>& best) const {
+    const Kernels& k = kernels();
     float* bars = scores + 2 * k.lanes * kItemsAtOnce;
     std::int32_t positions[kItemsAtOnce * 2 * kMaxLanes];
-    for (std::int64_t t = begin; t < end; t += tile) {
-      const std::int64_t tile_end = std::min(end, t + tile);
+    for (std::int64_t t = begin; t < end; t += tile()) {
+      const std::int64_t tile_end = std::min(end, t + tile());
+      const float* items = floats(from, t, tile_end - t, bars + 2 * k.lanes);
       for (const Panel& panel : panels) {
         const std::int64_t width = panel.n_vectors * k.lanes;
         std::fill_n(bars, width, std::numeric_limits<float>::infinity());
@@ -255,7 +356,8 @@ class CpuSearcher final : public Searcher {
         for (std::int64_t i = t; i < tile_end; i += kItemsAtOnce) {
           const std::int64_t n = std::min(kItemsAtOnce, tile_end - i);
           const float* offsets = offsets_from(i);
-          k.panel_dots(items_.row(i), n, panel.packed, panel.n_vectors, items_.cols, scores);
+          k.panel_dots(items + (i - t) * items_.cols, n, panel.packed, panel.n_vectors, items_.cols,
+                       scores);
           const std::int64_t n_above =
               k.above_bars(scores, offsets, n, bars, panel.n_vectors, positions);
           for (std::int64_t at = 0; at < n_above; ++at) {
@@ -274,13 +376,31 @@ class CpuSearcher final : public Searcher {
     return offsets_.empty() ? nullptr : offsets_.data + item;
   }
 
-  // Scores the candidates as a query alone would, and ranks them by that.
-  void rank_alone(const float* query, std::vector<Candidate>& candidates) const {
-    for (Candidate& candidate : candidates) {
+  // Scores the candidates as a query alone would, and ranks them by that. Whether the k best are
+  // among them: what was left out has a score that is at most the least of theirs, and an error
+  // that is taken to be at most twice the largest of theirs.
+  bool rank_alone(const float* query, std::int64_t k, std::int64_t n_kept,
+                  std::vector<Candidate>& candidates) const {
+    constexpr std::size_t kAhead = 8;  // rows asked for before they are needed
+    const std::size_t n = candidates.size();
+    const float bar = n == 0 ? 0.0F : candidates.back().score;
+    float error = 0.0F;
+    for (std::size_t c = 0; c < n; ++c) {
+      Candidate& candidate = candidates[c];
+      if (c + kAhead < n) prefetch(items_.row_view(candidates[c + kAhead].id));
+      const float rough = candidate.score;
       kernels().dots(items_.row(candidate.id), 1, query, 1, items_.cols, &candidate.score, 1);
       if (!offsets_.empty()) candidate.score += offsets_.data[candidate.id];
+      error = std::max(error, std::abs(candidate.score - rough));
     }
     std::sort(candidates.begin(), candidates.end(), better);
+    return static_cast<std::int64_t>(n) < n_kept ||
+           candidates[static_cast<std::size_t>(k) - 1].score >= bar + 2.0F * error;
+  }
+
+  static void prefetch(VectorView<const float> row) {
+    constexpr std::int64_t kFloatsPerLine = 16;
+    for (std::int64_t j = 0; j < row.size; j += kFloatsPerLine) __builtin_prefetch(row.data + j);
   }
 
   static void write(const std::vector<Candidate>& best, VectorView<std::int32_t> ids,
@@ -295,13 +415,15 @@ class CpuSearcher final : public Searcher {
 
   MatrixView<const float> items_;
   VectorView<const float> offsets_;
+  CompactItems compact_;
 };
 
 }  // namespace
 
 std::unique_ptr<Searcher> make_searcher(MatrixView<const float> item_factors,
-                                        VectorView<const float> item_offsets) {
-  return std::make_unique<CpuSearcher>(item_factors, item_offsets);
+                                        VectorView<const float> item_offsets,
+                                        const CompactItems& compact) {
+  return std::make_unique<CpuSearcher>(item_factors, item_offsets, compact);
 }
 
 }  // namespace cexnn::cpu

@@ -21,24 +21,15 @@ inline bool better(const Candidate& a, const Candidate& b) {
 }
 
 // Keeps the k best candidates offered. Items that beat the k-th best so far go to a buffer of 2k or
-// more; when it is full, it is cut to the k best and the bar rises. Each item costs one comparison,
-// and the mask is looked up only for the few that pass it.
+// more; when it is full, it is cut to the k best and the bar rises. Whoever offers compares with
+// the bar first, so that the mask is looked up only for the few that pass it.
 class TopK {
  public:
   TopK() = default;
   explicit TopK(std::int64_t k)
       : k_(static_cast<std::size_t>(k)), capacity_(std::max<std::size_t>(2 * k_, k_ + 64)) {}
 
-  // scores[i] + offsets[i] (offsets may be null) is that of item first_id + i; minus infinity is
-  // never kept. Ids must ascend from call to call. `excluded` is sorted.
-  void offer(const float* scores, const float* offsets, std::int64_t n, std::int64_t first_id,
-             VectorView<const std::int32_t> excluded) {
-    for (std::int64_t i = 0; i < n; ++i) {
-      const float score = offsets == nullptr ? scores[i] : scores[i] + offsets[i];
-      if (score > bar_) offer({score, static_cast<std::int32_t>(first_id + i)}, excluded);
-    }
-  }
-
+  // Minus infinity is never kept. Ids must ascend from call to call. `excluded` is sorted.
   void offer(Candidate candidate, VectorView<const std::int32_t> excluded) {
     if (!(candidate.score > bar_)) return;  // an equal score comes with a larger id
     if (std::binary_search(excluded.begin(), excluded.end(), candidate.id)) return;

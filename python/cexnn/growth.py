@@ -55,6 +55,7 @@ def with_items(learned: Learned, embeddings: Any, scores: Any, num_threads: int)
         learned,
         item_factors=np.concatenate([learned.item_factors, factors]),
         item_offsets=np.concatenate([learned.item_offsets, offsets]),
+        compact=None if learned.compact is None else learned.compact.grown(factors),
     )
 
 

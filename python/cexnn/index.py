@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Self
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cexnn import _core
 from cexnn.build import learn
 from cexnn.checks import check_choice, check_float, check_ids, check_int, check_matrix
+from cexnn.compact import DTYPES, rounded
 from cexnn.device import resolve_device, resolve_num_threads
 from cexnn.embedding_maps import query_priors
 from cexnn.growth import with_items, without_items
@@ -41,10 +42,11 @@ class _Items:
         plain = (
             np.where(np.isneginf(offsets), offsets, np.float32(0)) if self.removed.size else None
         )
-        self.plain = _core.Searcher(factors, plain)
+        compact = () if learned.compact is None else learned.compact.native()
+        self.plain = _core.Searcher(factors, plain, *compact)
         self.calibrated = self.plain
         if np.where(np.isneginf(offsets), 0, offsets).any():
-            self.calibrated = _core.Searcher(factors, offsets)
+            self.calibrated = _core.Searcher(factors, offsets, *compact)
 
 
 class Index:
@@ -190,6 +192,48 @@ class Index:
         """What each item gets for every query, (n_items,) float32 in model units, read-only."""
         return _read_only(self._learned.item_offsets)
 
+    @property
+    def dtype(self) -> str:
+        """What a search scans: ``"float32"``, ``"float16"`` or ``"int8"``; see `astype`."""
+        compact = self._learned.compact
+        return "float32" if compact is None else compact.dtype
+
+    def astype(self, dtype: str) -> Self:
+        """Return an index of the same items whose searches scan fewer bytes, in less time.
+
+        A search spends its own time reading the item factors. In half precision that is half the
+        bytes, as int8 a quarter. The copy only says where to look: the nearest of it, some more
+        than asked for, are ranked by the factors in single precision, and what a search finds
+        stays the same. The factors are kept, and saved with the copy; loaded mapped, few of them
+        are ever read.
+
+        Parameters
+        ----------
+        dtype : {"float32", "float16", "int8"}
+            ``"float32"``: no copy.
+
+        Returns
+        -------
+        Index
+            Of its own: `add` and `remove` change one of the two.
+
+        Raises
+        ------
+        ValueError
+            Any other name.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> index = Index.build(item_embeddings=np.eye(3, dtype=np.float32)).astype("int8")
+        >>> index.dtype, index.item_factors.dtype
+        ('int8', dtype('float32'))
+        """
+        check_choice("dtype", dtype, ("float32", *DTYPES))
+        learned = self._learned
+        compact = None if dtype == "float32" else rounded(learned.item_factors, dtype)
+        return type(self)(replace(learned, compact=compact), device=self._device)
+
     def info(self) -> dict[str, Any]:
         """Return what the index holds and what its build learned, as plain values.
 
@@ -200,6 +244,7 @@ class Index:
             "n_items": self.n_items,
             "n_removed": self.n_removed,
             "n_factors": self.n_factors,
+            "dtype": self.dtype,
             "embedding_dims": self._learned.n_dims,
             "score_map": self._learned.score_map.name,
             "query_model": asdict(self._learned.model),

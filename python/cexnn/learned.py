@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn import storage
+from cexnn.compact import DTYPES, Compact
 from cexnn.gated import network_size
 from cexnn.query_model import QueryModel
 from cexnn.score_map import ScoreMap
@@ -30,6 +31,7 @@ ARRAYS = (
     "factor_map",
     "query_map",
 )
+COMPACT = ("compact_codes", "compact_scales")
 NUMBERS = ("query_scale", "item_scale", "item_regularization")
 FLAGS = ("factorised", "in_score_units")
 PLAIN = ("n_dims", "rounds", "facts")
@@ -73,6 +75,8 @@ class Learned:
         The fewest rounds that serve a budget, ascending; empty: nothing to learn them from.
     facts : dict
         What was learned and from how much, as plain values.
+    compact : Compact, optional
+        The item factors rounded, for searches to scan; by default they scan the factors.
     """
 
     item_factors: FloatArray
@@ -92,12 +96,14 @@ class Learned:
     score_map: ScoreMap = field(default_factory=ScoreMap)
     rounds: tuple[tuple[int, int], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    compact: Compact | None = None
 
 
 def write(path: str | os.PathLike[str], learned: Learned) -> None:
     """Write to one file, by `cexnn.storage`.
 
-    The arrays are those of `Learned`, by name; all else is JSON under the metadata key ``index``.
+    The arrays are those of `Learned`, by name, with ``compact_codes`` and ``compact_scales`` where
+    it has them; all else is JSON under the metadata key ``index``.
     """
     described = {
         **{name: getattr(learned, name) for name in (*NUMBERS, *FLAGS, *PLAIN)},
@@ -105,6 +111,8 @@ def write(path: str | os.PathLike[str], learned: Learned) -> None:
         "score_map": asdict(learned.score_map),
     }
     arrays = {name: getattr(learned, name) for name in ARRAYS}
+    if learned.compact is not None:
+        arrays |= dict(zip(COMPACT, learned.compact, strict=True))
     storage.write(path, arrays, {"index": json.dumps(described)})
 
 
@@ -158,6 +166,14 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
         raise ValueError(f"rounds are {rounds}")
     sides = described.get("score_map", {})  # the first files have none
     score_map = ScoreMap(**{name: tuple(map(float, side)) for name, side in sides.items()})
+    compact = Compact(*(arrays[name] for name in COMPACT)) if COMPACT[0] in arrays else None
+    if compact is not None and (
+        compact.dtype not in DTYPES
+        or compact.codes.shape != (n_items, n_factors)
+        or compact.scales.dtype != np.float32
+        or compact.scales.shape != (n_items,)
+    ):
+        raise ValueError(f"{compact.dtype} of shape {compact.codes.shape} are no compact factors")
     return Learned(
         **parts,
         n_dims=n_dims,
@@ -165,6 +181,7 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
         score_map=score_map,
         rounds=rounds,
         facts=dict(described["facts"]),
+        compact=compact,
     )
 
 

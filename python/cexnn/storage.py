@@ -19,9 +19,9 @@ The JSON object holds
 - ``__metadata__``: an object of strings. After the two above come ``format_version`` (``1``), one
   ``crc32.NAME`` for each array (CRC-32 of its bytes, 8 lower-case hexadecimal digits), and the
   caller's own entries;
-- ``NAME``: one object for each array with exactly ``dtype`` (``F16``, ``F32``, ``F64``, ``I32``,
-  ``I64`` or ``U8``), ``shape`` (list of sizes) and ``data_offsets`` (first byte and the one after
-  the last, counted from ``8 + H``). Entries stand in the caller's order.
+- ``NAME``: one object for each array with exactly ``dtype`` (``F16``, ``F32``, ``F64``, ``I8``,
+  ``I32``, ``I64`` or ``U8``), ``shape`` (list of sizes) and ``data_offsets`` (first byte and the
+  one after the last, counted from ``8 + H``). Entries stand in the caller's order.
 
 The arrays lie without holes, those whose byte length is a multiple of 64 first, then by falling
 powers of two that divide it: so all of the former, and the first of the latter, start on 64 bytes
@@ -76,7 +76,7 @@ def write(
     path : str or path
         The file. Its folder must exist.
     arrays : mapping of str to array
-        float16, float32, float64, int32, int64 or uint8, of any shape, order and byte order;
+        float16, float32, float64, int8, int32, int64 or uint8, of any shape, order and byte order;
         they are stored little-endian in C order.
     metadata : mapping of str to str
         Any strings. The keys ``format``, ``format_version``, ``header_crc32`` and those that
