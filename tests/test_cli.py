@@ -130,8 +130,9 @@ def test_embeddings_take_the_place_of_lsa(files, tmp_path):
     output, checkpoint = tmp_path / "index", tmp_path / "kept.scores"
     build(
         files, output, "--embeddings", files / "items.npy",
-        "--query-embeddings", files / "train.npy", "--checkpoint", checkpoint,
+        "--query-embeddings", files / "train.npy", "--checkpoint", checkpoint, "--dtype", "int8",
     )  # fmt: skip
+    assert json.loads(run("info", output, "--json").stdout)["dtype"] == "int8"
     assert checkpoint.stat().st_size > 4 * 16 * 20
     assert read_folder(output).encoder is None
     asked = ["search", output, files / "asked.jsonl", "--no-texts", "--budget", 5]

@@ -202,10 +202,11 @@ class Index:
         """Return an index of the same items whose searches scan fewer bytes, in less time.
 
         A search spends its own time reading the item factors. In half precision that is half the
-        bytes, as int8 a quarter. The copy only says where to look: the nearest of it, some more
-        than asked for, are ranked by the factors in single precision, and what a search finds
-        stays the same. The factors are kept, and saved with the copy; loaded mapped, few of them
-        are ever read.
+        bytes, as int8 a quarter. The copy only says where to look: the best by it, some more than
+        asked for, are ranked by the factors in single precision, and where their errors leave a
+        doubt whether the best are among them, those are scanned instead. So a search finds the
+        same. The factors are kept, and saved with the copy; of a mapped file, only such rows are
+        touched.
 
         Parameters
         ----------

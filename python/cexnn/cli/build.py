@@ -20,6 +20,7 @@ from cexnn.cli.support import (
     split_option,
     threads_option,
 )
+from cexnn.compact import DTYPES
 from cexnn.cross_encoder.hub import find_model_files
 from cexnn.index_folder import IndexFolder, Settings, may_write, write_folder
 from cexnn.texts import Text
@@ -94,6 +95,14 @@ __all__ = ["build"]
     help="Tokens of a query at most.  [default: half of --max-length]",
 )
 @click.option(
+    "--dtype",
+    type=click.Choice(("float32", *DTYPES)),
+    default="float32",
+    show_default=True,
+    help="What searches scan of the items: the fewer bytes, the less time. What they find stays "
+    "the same.",
+)
+@click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
@@ -159,6 +168,7 @@ def _build(
     settings: Settings,
     embeddings: Any,
     *,
+    dtype: str,
     device: str,
     num_threads: int | None,
     **options: Any,
@@ -179,7 +189,7 @@ def _build(
         progress=True,
         **options,
     )
-    return IndexFolder(index, items, encoder, settings)
+    return IndexFolder(index.astype(dtype), items, encoder, settings)
 
 
 def _absolute(model: str) -> str:
