@@ -16,9 +16,9 @@ struct Kernels {
   const char* name;    // "avx512", "avx2" or "plain"
   std::int64_t lanes;  // floats of a vector
 
-  // out[q * stride + i] = queries[q] . items[i]; rows of d floats, contiguous.
-  void (*dots)(const float* items, std::int64_t n_items, const float* queries,
-               std::int64_t n_queries, std::int64_t d, float* out, std::int64_t stride);
+  // out[i] = query . items[i]; rows of d floats, contiguous.
+  void (*dots)(const float* items, std::int64_t n_items, const float* query, std::int64_t d,
+               float* out);
   // out[i] = scales[i] * query . items[i], items in IEEE half precision, finite.
   void (*dots_f16)(const std::uint16_t* items, const float* scales, std::int64_t n_items,
                    const float* query, std::int64_t d, float* out);

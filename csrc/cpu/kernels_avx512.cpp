@@ -5,7 +5,6 @@
 #define CEXNN_ISA avx512
 #define CEXNN_ISA_NAME "avx512"
 #define CEXNN_VECTOR_BYTES 64
-#define CEXNN_BLOCK_QUERIES 4
-#define CEXNN_BLOCK_ITEMS 4
+#define CEXNN_TILE_ROWS 4
 #define CEXNN_PANEL_ITEMS 12
 #include "kernels.inc"

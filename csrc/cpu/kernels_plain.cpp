@@ -3,7 +3,6 @@
 #define CEXNN_ISA plain
 #define CEXNN_ISA_NAME "plain"
 #define CEXNN_VECTOR_BYTES 16
-#define CEXNN_BLOCK_QUERIES 2
-#define CEXNN_BLOCK_ITEMS 4
+#define CEXNN_TILE_ROWS 2
 #define CEXNN_PANEL_ITEMS 6
 #include "kernels.inc"

@@ -318,7 +318,7 @@ class CpuSearcher final : public Searcher {
       k.dots_i8(from.bytes.row(i), &from.scales[i], n, codes.values(), codes.scale(), items_.cols,
                 scores);
     } else {
-      k.dots(items_.row(i), n, query, 1, items_.cols, scores, n);
+      k.dots(items_.row(i), n, query, items_.cols, scores);
     }
   }
 
@@ -389,7 +389,7 @@ class CpuSearcher final : public Searcher {
       Candidate& candidate = candidates[c];
       if (c + kAhead < n) prefetch(items_.row_view(candidates[c + kAhead].id));
       const float rough = candidate.score;
-      kernels().dots(items_.row(candidate.id), 1, query, 1, items_.cols, &candidate.score, 1);
+      kernels().dots(items_.row(candidate.id), 1, query, items_.cols, &candidate.score);
       if (!offsets_.empty()) candidate.score += offsets_.data[candidate.id];
       error = std::max(error, std::abs(candidate.score - rough));
     }
