@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -197,3 +198,22 @@ def test_a_run_of_a_small_index_is_short(beir, index, tmp_path):
     assert exact[:4] == ["q0", "Q0", IDS[int(scores.argmax())], "1"]
     assert float(exact[4]) == pytest.approx(scores.max(), abs=1e-4)
     assert len(exact) == 6
+
+
+def test_an_empty_document_is_built_and_searched(beir, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(beir, folder, ignore=shutil.ignore_patterns("index"))
+    with open(folder / "corpus.jsonl", "a") as file:
+        file.write(json.dumps({"_id": "empty", "title": "", "text": ""}) + "\n")
+    run(
+        "build", folder, "--queries", folder, "--split", "train", "--model", MODEL,
+        "-o", tmp_path / "index", "--per-query", 16, "--max-length", 40, "--threads", 1,
+    )  # fmt: skip
+    assert read_folder(tmp_path / "index").items[-1].text == ""
+    assert run("search", tmp_path / "index", "-", "--k", 3, stdin="copy a file\n").stdout
+
+
+def test_a_run_that_cannot_be_written_costs_no_figures(index, beir, tmp_path):
+    (tmp_path / "runs" / "exact.run").mkdir(parents=True)
+    result = run("evaluate", index, beir, *SMALL, "--runs", tmp_path / "runs", code=2)
+    assert "cexnn" in result.stdout

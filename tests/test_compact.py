@@ -101,6 +101,22 @@ def test_the_copy_is_what_is_scanned(index):
     assert opening(blind).tolist() == [*seen[1:], *opening(blind)[-1:]]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_item_of_far_larger_factors_is_found(dtype):
+    rng = np.random.default_rng(0)
+    V = rng.standard_normal((5000, 64)).astype(np.float32)
+    V[777] = 1
+    V[777, :2] = [300, -300]  # rounded, it is nothing
+    query = np.ones((1, 64), dtype=np.float32)
+    index = Index.build(item_embeddings=V)
+
+    def opening(searched_index):
+        return searched_index.session(1, k=1, budget=20, rounds=1, query_embeddings=query).ask()[1]
+
+    assert opening(index)[0] == 777
+    assert opening(index.astype(dtype)).tolist() == opening(index).tolist()
+
+
 def test_an_unknown_type_is_refused(index):
     with pytest.raises(ValueError, match="dtype: expected .*'float16' or 'int8', got 'float64'"):
         index.astype("float64")

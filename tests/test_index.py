@@ -311,6 +311,26 @@ def test_embeddings_at_search_must_fit_the_build(world, table_scorer):
         build(world, "embeddings").search(scorer, range(world.n_queries))
 
 
+def test_embeddings_far_too_large_are_named(both, world):
+    with pytest.raises(ValueError, match="^query_embeddings: expected numbers"):
+        both.session(1, query_embeddings=np.full((1, world.items.shape[1]), 3e38, np.float32))
+
+
+def test_embeddings_without_dimensions_are_refused():
+    with pytest.raises(ValueError, match="^item_embeddings: expected at least one dimension"):
+        Index.build(item_embeddings=np.zeros((5, 0), dtype=np.float32))
+
+
+def test_far_too_large_scores_are_refused(world):
+    with pytest.raises(ValueError, match=r"^scores: expected sizes up to 1e\+37, got"):
+        Index.build(world.scores * 1e36)
+
+
+@pytest.mark.parametrize("n", [9, 20, 30])
+def test_few_queries_have_as_many_factors(world, n):
+    assert Index.build(world.scores[:n]).n_factors == n
+
+
 def test_cuda_without_cuda_is_refused(saved):
     if cexnn.cuda_available():
         pytest.skip("CUDA is available here")

@@ -133,6 +133,7 @@ class CpuSearcher final : public Searcher {
         (halves ? compact.halves.rows : compact.bytes.rows) != items.rows ||
         (halves ? compact.halves.cols : compact.bytes.cols) != items.cols)
       throw std::invalid_argument("compact: expected the shape of item_factors and a scale a row");
+    for (const float scale : compact.scales) largest_scale_ = std::max(largest_scale_, scale);
   }
 
   std::unique_ptr<SearchState> make_state(std::int64_t n_queries) const override {
@@ -242,7 +243,7 @@ class CpuSearcher final : public Searcher {
     for (std::int64_t q = 0; q < block.n_queries; ++q) {
       const std::int64_t row = block.first + q;
       std::vector<Candidate> found = best[static_cast<std::size_t>(q)].finish();
-      if (alone || rank_alone(block.queries.row(row), block.k, n_kept, found)) {
+      if (alone || rank_alone(block.queries.row(row), block.k, n_kept, from, found)) {
         write(found, ids_out.row_view(row), approx_out.row_view(row));
       } else {
         answer({block.queries, row, 1, block.excluded, block.k}, {}, num_threads, ids_out,
@@ -324,7 +325,9 @@ class CpuSearcher final : public Searcher {
 
   // Items that a panel of queries passes over while they wait in the second cache.
   std::int64_t tile() const {
-    return std::max<std::int64_t>(1, kFloatsPerTile / (items_.cols * kItemsAtOnce)) * kItemsAtOnce;
+    return std::max<std::int64_t>(
+               1, kFloatsPerTile / (std::max<std::int64_t>(1, items_.cols) * kItemsAtOnce)) *
+           kItemsAtOnce;
   }
 
   // The factors of n items from i on, of compact ones written to `room`.
@@ -379,12 +382,12 @@ class CpuSearcher final : public Searcher {
   // Scores the candidates as a query alone would, and ranks them by that. Whether the k best are
   // among them: what was left out has a score that is at most the least of theirs, and an error
   // that is taken to be at most twice the largest of theirs.
-  bool rank_alone(const float* query, std::int64_t k, std::int64_t n_kept,
+  bool rank_alone(const float* query, std::int64_t k, std::int64_t n_kept, const CompactItems& from,
                   std::vector<Candidate>& candidates) const {
     constexpr std::size_t kAhead = 8;  // rows asked for before they are needed
     const std::size_t n = candidates.size();
     const float bar = n == 0 ? 0.0F : candidates.back().score;
-    float error = 0.0F;
+    float error = 0.0F, scale = 0.0F;
     for (std::size_t c = 0; c < n; ++c) {
       Candidate& candidate = candidates[c];
       if (c + kAhead < n) prefetch(items_.row_view(candidates[c + kAhead].id));
@@ -392,7 +395,11 @@ class CpuSearcher final : public Searcher {
       kernels().dots(items_.row(candidate.id), 1, query, items_.cols, &candidate.score);
       if (!offsets_.empty()) candidate.score += offsets_.data[candidate.id];
       error = std::max(error, std::abs(candidate.score - rough));
+      if (std::isnan(candidate.score)) candidate.score = -std::numeric_limits<float>::infinity();
+      if (!from.empty()) scale = std::max(scale, from.scales[candidate.id]);
     }
+    if (scale > 0.0F)
+      error *= largest_scale_ / scale;  // an item is rounded as its factors are large
     std::sort(candidates.begin(), candidates.end(), better);
     return static_cast<std::int64_t>(n) < n_kept ||
            candidates[static_cast<std::size_t>(k) - 1].score >= bar + 2.0F * error;
@@ -416,6 +423,7 @@ class CpuSearcher final : public Searcher {
   MatrixView<const float> items_;
   VectorView<const float> offsets_;
   CompactItems compact_;
+  float largest_scale_ = 0.0F;
 };
 
 }  // namespace

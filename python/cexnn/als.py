@@ -136,7 +136,7 @@ def factorize(
         item_start = check_matrix("item_start", item_start, rows=n_items, cols=n_factors)
         n_factors = item_start.shape[1]
     if n_factors is None:
-        n_factors = max(1, min(DEFAULT_N_FACTORS, n_queries, n_items))
+        n_factors = default_n_factors(matrix)
     check_int("n_factors", n_factors, minimum=1)
     rng = np.random.default_rng(check_int("seed", seed, minimum=0))
     start = _start(matrix, v0, n_factors, rng) if item_start is None else item_start
@@ -145,6 +145,11 @@ def factorize(
         lambdas = _choose(matrix, u0, v0, start, rng, threads)
     with progress_bar(progress, n_iterations, description="factorize", unit="sweep") as bar:
         return _run(matrix, u0, v0, start, lambdas, n_iterations, threads, bar)
+
+
+def default_n_factors(scores: csr_array) -> int:
+    """Return the number of factors of a factorisation without priors: 64, or the smaller side."""
+    return max(1, min(DEFAULT_N_FACTORS, *scores.shape))
 
 
 def check_regularization(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cexnn.als import Factors, check_regularization
+from cexnn.als import Factors, check_regularization, default_n_factors
 from cexnn.checks import check_choice, check_int, check_matrix
 from cexnn.embedding_maps import query_priors
 from cexnn.gated import import_torch
@@ -33,6 +33,7 @@ TRIAL_SHARE = 2  # the trial takes one of so many sweeps; the final factorisatio
 CHOICE_SCORES = 64  # of a held-out query, the same for every form
 SCORE_MAP_QUERIES = 400  # at most, to fit what judges the score map by
 SCORE_MAP_GAIN = 1 / 3  # nats a held-out score; for less, a map brings no recall to speak of
+MAX_SCORE = 1e37  # residuals of larger ones are infinite
 UNSCORED_SLOPE = 0.4  # score deviations that one deviation of dot products is taken to be worth
 
 
@@ -70,6 +71,8 @@ def learn(
     items, queries, matrix = item_embeddings, query_embeddings, None
     if items is not None:
         items = check_matrix("item_embeddings", items)
+        if items.shape[1] == 0:
+            raise ValueError("item_embeddings: expected at least one dimension, got none")
         if n_factors is not None and n_factors != items.shape[1]:
             raise ValueError(
                 f"n_factors: expected {items.shape[1]}, the embeddings' dimensions, got {n_factors}"
@@ -80,6 +83,8 @@ def learn(
         matrix = check_scores(scores, n_items=None if items is None else len(items))
         if len(matrix.data) == 0:
             raise ValueError("scores: expected at least one score, got none")
+        if (largest := float(np.abs(matrix.data).max())) > MAX_SCORE:
+            raise ValueError(f"scores: expected sizes up to {MAX_SCORE:g}, got {largest:g}")
     if queries is not None and items is not None:
         n_queries = None if matrix is None else matrix.shape[0]
         queries = check_matrix("query_embeddings", queries, rows=n_queries, cols=items.shape[1])
@@ -153,6 +158,8 @@ def _from_scores(
         wanted = "embeddings"  # with no query to judge by, what has the least to learn
     score_map = _choose_score_map(scores, queries, items, fit, held, options.seed)
     scores = score_map.of(scores)
+    if items is None and options.n_factors is None:  # of all queries, not of the trial's
+        options = replace(options, n_factors=default_n_factors(scores))
     few = max(1, options.n_iterations // TRIAL_SHARE)
     rest = max(1, options.n_iterations - few)
     trial_options = replace(options, n_iterations=few)

@@ -31,6 +31,8 @@ IdArray = NDArray[np.int32]
 
 UPDATES = ("calibrated", "least_squares")
 
+MAX_FACTOR = 1e18  # of a query: its squares stay finite
+
 
 class _Items:
     """The items as they are at one time: what was learned, and native searchers over it."""
@@ -284,8 +286,8 @@ class Index:
         rounds : int or "auto"
             Over which the budget is split evenly. One round is retrieve-and-rerank.
             ``"auto"``: the fewest that are as good as more, as the build learned them (see
-            `info`); for an index built without scores, or for ``update="least_squares"``, one
-            for each ten calls, at most 20.
+            `info`); for an index built without scores, from fewer than ten queries or of at most
+            40 items, or for ``update="least_squares"``, one for each ten calls, at most 20.
         query_embeddings : (n_queries, n_dims) float, optional
             Of the dual encoder that the index was built with. Without them a query starts as the
             mean training query.
@@ -545,7 +547,13 @@ def _priors(
     if learned.n_dims is None:
         raise ValueError("query_embeddings: expected None, the index was built without any")
     given = check_matrix("query_embeddings", query_embeddings, rows=n_queries, cols=learned.n_dims)
-    return query_priors(given, learned.query_scale, learned.query_map)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = query_priors(given, learned.query_scale, learned.query_map)
+    if not np.isfinite(found).all() or np.abs(found).max(initial=0) > MAX_FACTOR:
+        raise ValueError(
+            "query_embeddings: expected numbers of the build's size, got far larger ones"
+        )
+    return found
 
 
 def _read_only(array: FloatArray) -> FloatArray:

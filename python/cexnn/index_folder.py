@@ -200,7 +200,7 @@ def read_folder(path: str | os.PathLike[str], *, device: str = "auto") -> IndexF
     settings = _read_settings(folder)
     index = Index.load(folder / INDEX, device=device)
     with open(folder / ITEMS, "rb") as file:
-        items = read_texts(file, str(folder / ITEMS))
+        items = read_texts(file, str(folder / ITEMS), allow_empty=True)
     if len(items) != index.n_items:
         raise ValueError(
             f"{folder}: expected {index.n_items} items, as in {INDEX}, got {len(items)} in {ITEMS}"

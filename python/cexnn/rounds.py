@@ -66,6 +66,8 @@ def learn_rounds(
         return ()
     factors, offsets = item_factors[items], item_offsets[items]
     scores = _draw(model, factors, offsets, priors, rng)
+    if not np.isfinite(scores).all():
+        return ()
     worth = _worth(scores)
     searchers = [_core.Searcher(factors, None), _core.Searcher(factors, offsets)]
     recalls = {}

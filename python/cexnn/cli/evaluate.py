@@ -167,13 +167,13 @@ def evaluate(
         keep=lambda name, result: kept.update({name: (result.ids, result.scores)}),
         progress=True,
     )
+    click.echo(found.table())
+    if json_path is not None:
+        found.save_json(json_path)
     if runs is not None:
         for name, answers in kept.items():
             text = run_text(name, texts, folder.items, *answers)
             (runs / f"{name}.run").write_text(text, encoding="utf-8")
-    click.echo(found.table())
-    if json_path is not None:
-        found.save_json(json_path)
     if plot is not None:
         found.plot(plot)
 
