@@ -6,7 +6,7 @@ Three jobs on random data, each the best of a few runs: one round of a search (o
 100 known scores), one sweep of the factorisation, and all of a search but its scorer (ten rounds).
 Each line varies one size and holds the others. The exponent is the slope of the logarithm of time
 over the logarithm of size, by least squares over the line's upper half: 1 is linear. Prints a table
-and writes results/growth.json. Takes 8 GB of memory and some minutes.
+and writes results/growth.json. Takes a minute and a half.
 """
 
 from __future__ import annotations

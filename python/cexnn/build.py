@@ -213,10 +213,7 @@ def _with_rounds(
 ) -> Learned:
     """Learn how many rounds suit a budget, for queries such as those of the training."""
     picked = rng.choice(used, min(len(used), SIMULATED_QUERIES), replace=False)
-    if queries is None:
-        priors = np.tile(learned.mean_query, (len(picked), 1))
-    else:
-        priors = query_priors(queries[picked], learned.query_scale, learned.query_map)
+    priors = _priors(queries, picked, learned.mean_query, learned.query_scale, learned.query_map)
     rounds = learn_rounds(
         learned.model, learned.item_factors, learned.item_offsets, priors, rng, num_threads
     )
@@ -295,12 +292,8 @@ def _score_map_loss(
     if items is not None:
         features = items * np.float32(calibration.item_scale)
     nobody = np.zeros((1, features.shape[1]), dtype=np.float32)
-    start = default_query_model(
-        calibration.residual_variance, mean_square_norm(features), calibration.offset
-    )
     factors = Factors(nobody, features, (1.0, 1.0), 0.0)
-    systems = _systems(scores, queries, held, calibration, factors, _no_map(features))
-    return fit_query_model(start, systems, np.random.default_rng(seed))[1]
+    return _fit(scores, queries, held, calibration, factors, _no_map(features), seed)[1]
 
 
 def _choose(
@@ -317,15 +310,9 @@ def _choose(
     def fit(
         factors: Factors, query_map: FloatArray | None = None, **options: int
     ) -> tuple[QueryModel, float]:
-        start = default_query_model(
-            trial.calibration.residual_variance,
-            mean_square_norm(factors.items),
-            trial.calibration.offset,
-        )
         if query_map is None:
             query_map = _no_map(factors.items)
-        of_held = _systems(scores, queries, held, trial.calibration, factors, query_map)
-        return fit_query_model(start, of_held, np.random.default_rng(seed), **options)
+        return _fit(scores, queries, held, trial.calibration, factors, query_map, seed, **options)
 
     if wanted == "auto":
         losses = {
@@ -343,6 +330,37 @@ def _choose(
     return wanted, False, model
 
 
+def _fit(
+    scores: csr_array,
+    queries: FloatArray | None,
+    held: NDArray[np.int64],
+    calibration: Calibration,
+    factors: Factors,
+    query_map: FloatArray,
+    seed: int,
+    **options: int,
+) -> tuple[QueryModel, float]:
+    """Fit the variances to held-out queries; with the loss, as `fit_query_model` returns it."""
+    start = default_query_model(
+        calibration.residual_variance, mean_square_norm(factors.items), calibration.offset
+    )
+    systems = _systems(scores, queries, held, calibration, factors, query_map)
+    return fit_query_model(start, systems, np.random.default_rng(seed), **options)
+
+
+def _priors(
+    queries: FloatArray | None,
+    rows: NDArray[np.int64],
+    mean_query: FloatArray,
+    query_scale: float,
+    query_map: FloatArray,
+) -> FloatArray:
+    """Where the queries of these rows start; without embeddings as the mean query."""
+    if queries is None:
+        return np.tile(mean_query, (len(rows), 1))
+    return query_priors(queries[rows], query_scale, query_map)
+
+
 def _systems(
     scores: csr_array,
     queries: FloatArray | None,
@@ -352,11 +370,8 @@ def _systems(
     query_map: FloatArray,
 ) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
     """Of each held-out query: the factors of its items, the prior's fit, and the residuals."""
-    if queries is None:
-        mean_query = factors.queries.mean(axis=0, dtype=np.float64).astype(np.float32)
-        priors = np.tile(mean_query, (len(held), 1))
-    else:
-        priors = query_priors(queries[held], calibration.query_scale, query_map)
+    mean_query = factors.queries.mean(axis=0, dtype=np.float64).astype(np.float32)
+    priors = _priors(queries, held, mean_query, calibration.query_scale, query_map)
     for row, u0 in zip(held, priors, strict=True):
         part = slice(scores.indptr[row], scores.indptr[row + 1])
         ids = scores.indices[part]

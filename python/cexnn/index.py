@@ -108,7 +108,7 @@ class Index:
             fewer than ten queries the first. ``"gated"`` needs ``query_embeddings`` and PyTorch,
             to build only; ``"auto"`` never takes it, so that an index does not depend on what is
             installed. On the data of ``bench/bench_quality.py`` it was level with the linear map,
-            and from many scores behind the factorisations, for three to six times the work.
+            and from many scores behind the factorisations, for several times the work.
         n_factors : int, optional
             Of a factorisation from scratch; by default 64, or the smaller side of the scores.
             With embeddings it is their number of dimensions.
