@@ -56,4 +56,11 @@ void ridge(const RidgeProblem& problem, int num_threads, MatrixView<float> out);
 std::unique_ptr<AlsSolver> make_als_solver(const AlsProblem& problem, int num_threads);
 }  // namespace cpu
 
+// The same on the CUDA device. Arrays lie in the host's memory or, `scores.indptr` apart, on the
+// device; those on the device are used where they are.
+namespace cuda {
+void ridge(const RidgeProblem& problem, MatrixView<float> out);
+std::unique_ptr<AlsSolver> make_als_solver(const AlsProblem& problem);
+}  // namespace cuda
+
 }  // namespace cexnn

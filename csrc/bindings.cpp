@@ -10,10 +10,8 @@
 #include <utility>
 #include <variant>
 
-#include "als.hpp"
 #include "cpu/kernels.hpp"
-#include "pack.hpp"
-#include "searcher.hpp"
+#include "dispatch.hpp"
 
 namespace py = pybind11;
 
@@ -63,14 +61,15 @@ CsrView csr_of(const Offsets& indptr, const Ids& indices, const Floats* values, 
 }
 
 Floats ridge(const Offsets& indptr, const Ids& indices, const Floats& values, const Floats& factors,
-             const std::optional<Floats>& prior, double regularization, int num_threads) {
+             const std::optional<Floats>& prior, double regularization, int num_threads,
+             const std::string& device) {
   const MatrixView<const float> columns = matrix_of(factors, "factors");
   const RidgeProblem problem{csr_of(indptr, indices, &values, columns.rows), columns,
                              matrix_or_none(prior, "prior"), regularization};
   Floats out({problem.scores.rows, columns.cols});
   const MatrixView<float> view = writable(out, "out");
   const py::gil_scoped_release release;
-  cpu::ridge(problem, num_threads, view);
+  cexnn::ridge(device_named(device), problem, num_threads, view);
   return out;
 }
 
@@ -79,24 +78,25 @@ std::unique_ptr<AlsSolver> make_als_solver(const Offsets& indptr, const Ids& ind
                                            const std::optional<Floats>& row_prior,
                                            const std::optional<Floats>& col_prior,
                                            double row_regularization, double col_regularization,
-                                           int num_threads) {
+                                           int num_threads, const std::string& device) {
   const AlsProblem problem{
       csr_of(indptr, indices, &values, n_cols), matrix_or_none(row_prior, "row_prior"),
       matrix_or_none(col_prior, "col_prior"), row_regularization, col_regularization};
   const py::gil_scoped_release release;
-  return cpu::make_als_solver(problem, num_threads);
+  return cexnn::make_als_solver(device_named(device), problem, num_threads);
 }
 
 void register_als(py::module_& m) {
   using namespace py::literals;
   m.def("ridge", &ridge, "indptr"_a.noconvert(), "indices"_a.noconvert(), "values"_a.noconvert(),
-        "factors"_a.noconvert(), "prior"_a.noconvert(), "regularization"_a, "num_threads"_a);
+        "factors"_a.noconvert(), "prior"_a.noconvert(), "regularization"_a, "num_threads"_a,
+        "device"_a = "cpu");
   py::class_<AlsSolver>(m, "AlsSolver")
       .def(py::init(&make_als_solver), "indptr"_a.noconvert(), "indices"_a.noconvert(),
            "values"_a.noconvert(), "n_cols"_a, "row_prior"_a.noconvert(), "col_prior"_a.noconvert(),
-           "row_regularization"_a, "col_regularization"_a, "num_threads"_a, py::keep_alive<1, 2>(),
-           py::keep_alive<1, 3>(), py::keep_alive<1, 4>(), py::keep_alive<1, 6>(),
-           py::keep_alive<1, 7>())
+           "row_regularization"_a, "col_regularization"_a, "num_threads"_a, "device"_a = "cpu",
+           py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>(),
+           py::keep_alive<1, 6>(), py::keep_alive<1, 7>())
       .def(
           "step",
           [](const AlsSolver& solver, Floats row_factors, Floats col_factors) {
@@ -138,11 +138,14 @@ CompactItems compact_of(const std::optional<Codes>& codes, const std::optional<F
 }
 
 PySearcher make_searcher(const Floats& item_factors, const std::optional<Floats>& item_offsets,
-                         const std::optional<Codes>& codes, const std::optional<Floats>& scales) {
+                         const std::optional<Codes>& codes, const std::optional<Floats>& scales,
+                         const std::string& device) {
   const MatrixView<const float> items = matrix_of(item_factors, "item_factors");
   VectorView<const float> offsets;
   if (item_offsets) offsets = vector_of(*item_offsets, "item_offsets");
-  return {cpu::make_searcher(items, offsets, compact_of(codes, scales)), items.rows};
+  const CompactItems compact = compact_of(codes, scales);
+  const py::gil_scoped_release release;
+  return {cexnn::make_searcher(device_named(device), items, offsets, compact), items.rows};
 }
 
 Floats update(const PySearcher& self, const Offsets& indptr, const Ids& indices,
@@ -225,8 +228,8 @@ void register_searcher(py::module_& m) {
   py::class_<PySearcher>(m, "Searcher")
       .def(py::init(&make_searcher), "item_factors"_a.noconvert(), "item_offsets"_a.noconvert(),
            "compact"_a.noconvert() = py::none(), "scales"_a.noconvert() = py::none(),
-           py::keep_alive<1, 2>(), py::keep_alive<1, 3>(), py::keep_alive<1, 4>(),
-           py::keep_alive<1, 5>())
+           "device"_a = "cpu", py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
+           py::keep_alive<1, 4>(), py::keep_alive<1, 5>())
       .def(
           "make_state",
           [](const PySearcher& self, std::int64_t n) { return self.searcher->make_state(n); },
@@ -259,7 +262,7 @@ void pack_pairs(const PyTokenLists& queries, const PyTokenLists& items, const Id
                 const Ids& item_ids, const PyTokenLists& constants, const Ids& constant_types,
                 std::int32_t query_type, std::int32_t item_type, std::int32_t pad_id,
                 std::int32_t pad_type, std::int64_t max_length, Offsets input_ids,
-                Offsets attention_mask, Offsets token_type_ids) {
+                Offsets attention_mask, Offsets token_type_ids, const std::string& device) {
   const PairFormat format{lists_of(constants, "constants"),
                           vector_of(constant_types, "constant_types"),
                           query_type,
@@ -274,8 +277,8 @@ void pack_pairs(const PyTokenLists& queries, const PyTokenLists& items, const Id
   const MatrixView<std::int64_t> mask = writable(attention_mask, "attention_mask");
   const MatrixView<std::int64_t> types = writable(token_type_ids, "token_type_ids");
   const py::gil_scoped_release release;
-  cpu::pack_pairs(query_lists, item_lists, row_view, item_view, format, max_length, ids, mask,
-                  types);
+  cexnn::pack_pairs(device_named(device), query_lists, item_lists, row_view, item_view, format,
+                    max_length, ids, mask, types);
 }
 
 void register_pack(py::module_& m) {
@@ -284,7 +287,7 @@ void register_pack(py::module_& m) {
         "rows"_a.noconvert(), "item_ids"_a.noconvert(), "constants"_a.noconvert(),
         "constant_types"_a.noconvert(), "query_type"_a, "item_type"_a, "pad_id"_a, "pad_type"_a,
         "max_length"_a, "input_ids"_a.noconvert(), "attention_mask"_a.noconvert(),
-        "token_type_ids"_a.noconvert());
+        "token_type_ids"_a.noconvert(), "device"_a = "cpu");
 }
 
 }  // namespace
@@ -293,6 +296,7 @@ void register_pack(py::module_& m) {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The native core: ridge rows and search rounds. See _core.pyi.";
   m.def("instruction_set", [] { return cexnn::cpu::kernels().name; });
+  m.def("cuda_available", &cexnn::cuda::available);
   cexnn::register_als(m);
   cexnn::register_pack(m);
   cexnn::register_searcher(m);

@@ -45,4 +45,13 @@ void pack_pairs(const TokenLists& queries, const TokenLists& items,
 
 }  // namespace cpu
 
+// The same on the CUDA device.
+namespace cuda {
+void pack_pairs(const TokenLists& queries, const TokenLists& items,
+                VectorView<const std::int32_t> rows, VectorView<const std::int32_t> item_ids,
+                const PairFormat& format, std::int64_t max_length,
+                MatrixView<std::int64_t> input_ids, MatrixView<std::int64_t> attention_mask,
+                MatrixView<std::int64_t> token_type_ids);
+}  // namespace cuda
+
 }  // namespace cexnn

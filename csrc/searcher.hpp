@@ -97,4 +97,12 @@ std::unique_ptr<Searcher> make_searcher(MatrixView<const float> item_factors,
                                         const CompactItems& compact);
 }  // namespace cpu
 
+// The same on the CUDA device, where the items are kept. Arrays lie in the host's memory or, a
+// CsrView's indptr apart, on the device; those on the device are used where they are.
+namespace cuda {
+std::unique_ptr<Searcher> make_searcher(MatrixView<const float> item_factors,
+                                        VectorView<const float> item_offsets,
+                                        const CompactItems& compact);
+}  // namespace cuda
+
 }  // namespace cexnn

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from scipy.sparse import coo_array
 
+from cexnn import _core
+
 
 class TableScorer:
     """Looks scores up in a table, counts every call and refuses to score a pair twice."""
@@ -29,6 +31,14 @@ class TableScorer:
     def calls(self):
         """Calls spent on each query."""
         return self.seen.sum(axis=1)
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request):
+    """Each device of the native core in turn; CUDA is skipped where there is none."""
+    if request.param == "cuda" and not _core.cuda_available():
+        pytest.skip("no CUDA device, or a build without CUDA")
+    return request.param
 
 
 @pytest.fixture

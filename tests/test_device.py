@@ -2,9 +2,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from cexnn import device
+from cexnn import _core, device
 
 
 def test_names():
@@ -12,6 +13,41 @@ def test_names():
     assert device.resolve_device("auto") in ("cpu", "cuda")
     with pytest.raises(ValueError, match="device"):
         device.resolve_device("cuda:0")
+
+
+def on_device(name):
+    """Call every native entry that takes a device, in turn."""
+    empty = (np.int64([0]), np.int32([]), np.float32([]))
+    some, none = np.ones((4, 3), dtype=np.float32), np.empty((0, 6), dtype=np.int64)
+    constants = (np.int64([0, 1, 2, 3]), np.int32([101, 102, 102]))
+    yield lambda: _core.ridge(*empty, some, None, 1.0, 1, name)
+    yield lambda: _core.AlsSolver(*empty, 4, None, None, 1.0, 1.0, 1, name)
+    yield lambda: _core.Searcher(some, None, device=name)
+    yield lambda: _core.pack_pairs(
+        empty[:2], empty[:2], empty[1], empty[1], constants, np.int32([0, 0, 1]), 0, 1, 0, 0, 8,
+        none, none, none, name,
+    )  # fmt: skip
+
+
+def test_the_native_core_knows_its_devices():
+    for call in on_device("cpu"):
+        call()
+    for call in on_device("gpu"):
+        with pytest.raises(ValueError, match="device: expected 'cpu' or 'cuda', got 'gpu'"):
+            call()
+
+
+def test_cuda_that_is_not_there_is_refused():
+    assert device.cuda_available() in (False, _core.cuda_available())
+    if not device.cuda_available():
+        assert device.resolve_device("auto") == "cpu"
+        with pytest.raises(RuntimeError, match="device='cuda'"):
+            device.resolve_device("cuda")
+    if _core.cuda_available():
+        return
+    for call in on_device("cuda"):
+        with pytest.raises(RuntimeError, match="device 'cuda'"):
+            call()
 
 
 def test_threads_honour_the_affinity():

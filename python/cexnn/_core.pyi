@@ -1,7 +1,8 @@
 """Types of the native core.
 
 Arrays are C-contiguous and of exactly the type given; nothing is converted. ``indptr``,
-``indices`` and ``values`` are the three arrays of a CSR matrix with one row a query.
+``indices`` and ``values`` are the three arrays of a CSR matrix with one row a query. ``device`` is
+"cpu" or "cuda"; "cuda" where `cuda_available` is false is a RuntimeError.
 """
 
 import numpy as np
@@ -13,6 +14,7 @@ _Offsets = NDArray[np.int64]
 _TokenLists = tuple[_Offsets, _Ids]
 
 def instruction_set() -> str: ...
+def cuda_available() -> bool: ...
 def ridge(
     indptr: _Offsets,
     indices: _Ids,
@@ -21,6 +23,7 @@ def ridge(
     prior: _Floats | None,
     regularization: float,
     num_threads: int,
+    device: str = "cpu",
 ) -> _Floats: ...
 def pack_pairs(
     queries: _TokenLists,
@@ -37,6 +40,7 @@ def pack_pairs(
     input_ids: NDArray[np.int64],
     attention_mask: NDArray[np.int64],
     token_type_ids: NDArray[np.int64],
+    device: str = "cpu",
 ) -> None: ...
 
 class AlsSolver:
@@ -51,6 +55,7 @@ class AlsSolver:
         row_regularization: float,
         col_regularization: float,
         num_threads: int,
+        device: str = "cpu",
     ) -> None: ...
     def step(self, row_factors: _Floats, col_factors: _Floats) -> None: ...
     def objective(self, row_factors: _Floats, col_factors: _Floats) -> float: ...
@@ -77,6 +82,7 @@ class Searcher:
         item_offsets: _Floats | None,
         compact: NDArray[np.uint16] | NDArray[np.int8] | None = None,
         scales: _Floats | None = None,
+        device: str = "cpu",
     ) -> None: ...
     def make_state(self, n_queries: int) -> SearchState: ...
     def keep(self, state: SearchState, queries: _Ids) -> None: ...

@@ -121,7 +121,7 @@ def factorize(
     True
     """
     matrix = check_scores(scores)
-    resolve_device(device)
+    where = resolve_device(device)
     threads = resolve_num_threads(num_threads)
     check_int("n_iterations", n_iterations, minimum=1)
     n_queries, n_items = matrix.shape
@@ -142,9 +142,9 @@ def factorize(
     start = _start(matrix, v0, n_factors, rng) if item_start is None else item_start
     lambdas = check_regularization(regularization)
     if lambdas is None:
-        lambdas = _choose(matrix, u0, v0, start, rng, threads)
+        lambdas = _choose(matrix, u0, v0, start, rng, threads, where)
     with progress_bar(progress, n_iterations, description="factorize", unit="sweep") as bar:
-        return _run(matrix, u0, v0, start, lambdas, n_iterations, threads, bar)
+        return _run(matrix, u0, v0, start, lambdas, n_iterations, threads, where, bar)
 
 
 def default_n_factors(scores: csr_array) -> int:
@@ -197,6 +197,7 @@ def _run(
     regularization: tuple[float, float],
     n_iterations: int,
     num_threads: int,
+    device: str,
     bar: ProgressBar | None = None,
 ) -> Factors:
     n_queries, n_items = scores.shape
@@ -211,6 +212,7 @@ def _run(
         v0,
         *regularization,
         num_threads,
+        device,
     )
     for _ in range(n_iterations):
         solver.step(queries, items)
@@ -226,6 +228,7 @@ def _choose(
     start: FloatArray,
     rng: np.random.Generator,
     num_threads: int,
+    device: str,
 ) -> tuple[float, float]:
     """Both regularisations, by coordinate search on the error on held-out top scores.
 
@@ -243,7 +246,7 @@ def _choose(
 
     def error(at: tuple[int, int]) -> float:
         if at not in errors:
-            found = _run(kept, u0, v0, start, lambdas(at), TUNING_ITERATIONS, num_threads)
+            found = _run(kept, u0, v0, start, lambdas(at), TUNING_ITERATIONS, num_threads, device)
             fit = np.einsum("ij,ij->i", found.queries[rows], found.items[cols])
             errors[at] = float(np.mean((truth.astype(np.float64) - fit) ** 2))
         return errors[at]

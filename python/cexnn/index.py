@@ -37,18 +37,18 @@ MAX_FACTOR = 1e18  # of a query: its squares stay finite
 class _Items:
     """The items as they are at one time: what was learned, and native searchers over it."""
 
-    def __init__(self, learned: Learned) -> None:
+    def __init__(self, learned: Learned, device: str) -> None:
         self.learned = learned
         factors, offsets = learned.item_factors, learned.item_offsets
         self.removed = np.flatnonzero(np.isneginf(offsets)).astype(np.int32)
         plain = (
             np.where(np.isneginf(offsets), offsets, np.float32(0)) if self.removed.size else None
         )
-        compact = () if learned.compact is None else learned.compact.native()
-        self.plain = _core.Searcher(factors, plain, *compact)
+        codes, scales = (None, None) if learned.compact is None else learned.compact.native()
+        self.plain = _core.Searcher(factors, plain, codes, scales, device)
         self.calibrated = self.plain
         if np.where(np.isneginf(offsets), 0, offsets).any():
-            self.calibrated = _core.Searcher(factors, offsets, *compact)
+            self.calibrated = _core.Searcher(factors, offsets, codes, scales, device)
 
 
 class Index:
@@ -60,7 +60,7 @@ class Index:
 
     def __init__(self, learned: Learned, *, device: str = "auto") -> None:
         self._device = resolve_device(device)
-        self._items = _Items(learned)
+        self._items = _Items(learned, self._device)
         self._growing = threading.Lock()
 
     @classmethod
@@ -455,7 +455,8 @@ class Index:
         with self._growing:
             n_before = self.n_items
             self._items = _Items(
-                with_items(self._learned, item_embeddings, scores, resolve_num_threads(None))
+                with_items(self._learned, item_embeddings, scores, resolve_num_threads(None)),
+                self._device,
             )
             return np.arange(n_before, self.n_items, dtype=np.int32)
 
@@ -476,7 +477,7 @@ class Index:
         if np.ndim(ids) != 1 or (given < 0).any():
             raise ValueError(f"ids: expected ids from 0 to {self.n_items - 1}, got {ids!r}")
         with self._growing:
-            self._items = _Items(without_items(self._learned, given))
+            self._items = _Items(without_items(self._learned, given), self._device)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one file, in the safetensors format; see `cexnn.storage`.

@@ -1,0 +1,38 @@
+#include "../device.hpp"
+#include "runtime.cuh"
+
+namespace cexnn::cuda {
+namespace {
+
+int attribute(cudaDeviceAttr name) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+DeviceProperties read_properties() {
+  DeviceProperties properties;
+  properties.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  properties.compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
+                                  attribute(cudaDevAttrComputeCapabilityMinor);
+  properties.shared_bytes_a_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  properties.l2_bytes = attribute(cudaDevAttrL2CacheSize);
+  return properties;
+}
+
+}  // namespace
+
+bool available() noexcept {
+  int n = 0;
+  const bool found = cudaGetDeviceCount(&n) == cudaSuccess && n > 0;
+  if (!found) cudaGetLastError();
+  return found;
+}
+
+const DeviceProperties& device_properties() {
+  static const DeviceProperties properties = read_properties();
+  return properties;
+}
+
+}  // namespace cexnn::cuda

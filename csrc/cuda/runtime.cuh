@@ -1,0 +1,291 @@
+// The CUDA runtime with owners: memory, streams, events, graphs and launches. Every failure is an
+// exception that names the call.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <intrinsics.cuh>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "../views.hpp"
+
+namespace cexnn::cuda {
+
+// The device, or the host for pinned memory, had too little. Reaches Python as MemoryError.
+class OutOfMemory final : public std::bad_alloc {
+ public:
+  OutOfMemory(const char* call, std::size_t bytes)
+      : message_(std::make_shared<std::string>(std::string(call) + ": no room for " +
+                                               std::to_string(bytes) + " bytes")) {}
+  const char* what() const noexcept override { return message_->c_str(); }
+
+ private:
+  std::shared_ptr<const std::string> message_;  // copied without throwing
+};
+
+// Throws std::runtime_error "<call>: <what CUDA says>" unless the call succeeded.
+inline void check(cudaError_t status, const char* call) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // forgotten, unless the device is lost: the next call starts clean
+  throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status));
+}
+
+// What the kernels' shapes depend on, of the current device.
+struct DeviceProperties {
+  int multiprocessors = 0;
+  int compute_capability = 0;             // 90 for 9.0
+  std::int64_t shared_bytes_a_block = 0;  // at most, static and dynamic
+  std::int64_t l2_bytes = 0;
+};
+
+const DeviceProperties& device_properties();  // read once
+
+// -- memory -----------------------------------------------------------------------------------
+
+struct DeviceMemory {
+  static void* allocate(std::size_t bytes) {
+    void* data = nullptr;
+    const cudaError_t status = cudaMalloc(&data, bytes);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      throw OutOfMemory("cudaMalloc", bytes);
+    }
+    check(status, "cudaMalloc");
+    return data;
+  }
+  static void release(void* data) noexcept { cudaFree(data); }
+};
+
+// Host memory that the device copies from and to while the host goes on.
+struct PinnedMemory {
+  static void* allocate(std::size_t bytes) {
+    void* data = nullptr;
+    const cudaError_t status = cudaMallocHost(&data, bytes);
+    if (status == cudaErrorMemoryAllocation) {
+      cudaGetLastError();
+      throw OutOfMemory("cudaMallocHost", bytes);
+    }
+    check(status, "cudaMallocHost");
+    return data;
+  }
+  static void release(void* data) noexcept { cudaFreeHost(data); }
+};
+
+// Owns an uninitialised array. Freed when nothing under way can still use it: wait for the stream
+// before the owner goes.
+template <typename T, typename Memory>
+class Buffer {
+  static_assert(std::is_trivially_copyable_v<T>);
+
+ public:
+  Buffer() = default;
+  explicit Buffer(std::int64_t size) { reserve(size); }
+  Buffer(Buffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~Buffer() {
+    if (data_ != nullptr) Memory::release(data_);
+  }
+
+  // Room for at least `size`; what was in it is lost where it had less.
+  void reserve(std::int64_t size) {
+    if (size <= size_) return;
+    if (data_ != nullptr) Memory::release(std::exchange(data_, nullptr));
+    size_ = 0;
+    data_ = static_cast<T*>(Memory::allocate(static_cast<std::size_t>(size) * sizeof(T)));
+    size_ = size;
+  }
+
+  T* data() const { return data_; }
+  std::int64_t size() const { return size_; }
+
+ private:
+  T* data_ = nullptr;
+  std::int64_t size_ = 0;
+};
+
+template <typename T>
+using DeviceBuffer = Buffer<T, DeviceMemory>;
+template <typename T>
+using PinnedBuffer = Buffer<T, PinnedMemory>;
+
+// Whether kernels may follow the pointer: device or managed memory.
+inline bool on_device(const void* data) {
+  if (data == nullptr) return false;
+  cudaPointerAttributes attributes{};
+  check(cudaPointerGetAttributes(&attributes, data), "cudaPointerGetAttributes");
+  return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+}
+
+// -- streams, events, graphs ------------------------------------------------------------------
+
+class Stream {
+ public:
+  Stream() {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream() { cudaStreamDestroy(stream_); }
+
+  cudaStream_t get() const { return stream_; }
+  // Until all that was put on it is done; throws what went wrong on the way.
+  void wait() const { check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize"); }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+class Event {
+ public:
+  Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDefault), "cudaEventCreate"); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  ~Event() { cudaEventDestroy(event_); }
+
+  void record(const Stream& stream) {
+    check(cudaEventRecord(event_, stream.get()), "cudaEventRecord");
+  }
+  void wait() const { check(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
+  void wait_on(const Stream& stream) const {  // the stream waits, not the host
+    check(cudaStreamWaitEvent(stream.get(), event_, 0), "cudaStreamWaitEvent");
+  }
+  double milliseconds_since(const Event& start) const {
+    float elapsed = 0.0F;
+    check(cudaEventElapsedTime(&elapsed, start.event_, event_), "cudaEventElapsedTime");
+    return double(elapsed);
+  }
+
+ private:
+  cudaEvent_t event_ = nullptr;
+};
+
+// Launches and copies recorded once and put on a stream again at the price of one. Their pointers
+// and sizes are fixed when recorded.
+class Graph {
+ public:
+  Graph() = default;
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  ~Graph() { reset(); }
+
+  bool recorded() const { return executable_ != nullptr; }
+  void reset() {
+    if (executable_ != nullptr) cudaGraphExecDestroy(std::exchange(executable_, nullptr));
+  }
+
+  // Records what `work` puts on the stream, without running it. `work` must not wait or allocate.
+  template <typename Work>
+  void record(const Stream& stream, const Work& work) {
+    reset();
+    check(cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeThreadLocal),
+          "cudaStreamBeginCapture");
+    cudaGraph_t graph = nullptr;
+    try {
+      work();
+    } catch (...) {
+      cudaStreamEndCapture(stream.get(), &graph);
+      if (graph != nullptr) cudaGraphDestroy(graph);
+      throw;
+    }
+    check(cudaStreamEndCapture(stream.get(), &graph), "cudaStreamEndCapture");
+    const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
+    cudaGraphDestroy(graph);
+    check(status, "cudaGraphInstantiate");
+  }
+
+  void replay(const Stream& stream) const {
+    check(cudaGraphLaunch(executable_, stream.get()), "cudaGraphLaunch");
+  }
+
+ private:
+  cudaGraphExec_t executable_ = nullptr;
+};
+
+// -- copies and launches ----------------------------------------------------------------------
+
+// n elements, either way between host and device. The host's side must stay as it is until the
+// stream got there.
+template <typename T>
+void copy(const T* from, T* to, std::int64_t n, const Stream& stream) {
+  if (n == 0) return;
+  check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(n) * sizeof(T), cudaMemcpyDefault,
+                        stream.get()),
+        "cudaMemcpyAsync");
+}
+
+template <typename T>
+void fill_zero(T* data, std::int64_t n, const Stream& stream) {
+  if (n == 0) return;
+  check(cudaMemsetAsync(data, 0, static_cast<std::size_t>(n) * sizeof(T), stream.get()),
+        "cudaMemsetAsync");
+}
+
+// The array where kernels can read it: itself if it lies on the device, else its copy in `storage`.
+template <typename T>
+const T* to_device(const T* data, std::int64_t n, DeviceBuffer<T>& storage, const Stream& stream) {
+  if (n == 0 || on_device(data)) return data;
+  storage.reserve(n);
+  copy(data, storage.data(), n, stream);
+  return storage.data();
+}
+
+template <typename T>
+VectorView<const T> to_device(VectorView<const T> view, DeviceBuffer<T>& storage,
+                              const Stream& stream) {
+  return {to_device(view.data, view.size, storage, stream), view.size};
+}
+
+template <typename T>
+MatrixView<const T> to_device(MatrixView<const T> view, DeviceBuffer<T>& storage,
+                              const Stream& stream) {
+  return {to_device(view.data, view.rows * view.cols, storage, stream), view.rows, view.cols};
+}
+
+// Where kernels write what belongs in `out`: there if it lies on the device, else in `storage`,
+// which deliver() then copies to it.
+template <typename T>
+T* output_on_device(T* out, std::int64_t n, DeviceBuffer<T>& storage) {
+  if (n == 0 || on_device(out)) return out;
+  storage.reserve(n);
+  return storage.data();
+}
+
+template <typename T>
+void deliver(const T* from, T* out, std::int64_t n, const Stream& stream) {
+  if (from != out) copy(from, out, n, stream);
+}
+
+// Puts a kernel on the stream; an empty grid is no work. Shared memory beyond 48 KiB is allowed for
+// as needed.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t shared_bytes,
+            const Stream& stream, Arguments&&... arguments) {
+  constexpr std::size_t kAllowed = 48 * 1024;
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (shared_bytes > kAllowed)
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          "cudaFuncSetAttribute");
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream.get();
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...),
+        "cudaLaunchKernelEx");
+}
+
+}  // namespace cexnn::cuda
