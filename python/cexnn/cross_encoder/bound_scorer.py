@@ -42,6 +42,16 @@ class BoundCrossEncoder:
         return len(self._items.offsets) - 1
 
     @property
+    def model(self) -> PairModel:
+        """The tokenizer and the model."""
+        return self._model
+
+    @property
+    def items(self) -> TokenLists:
+        """Token ids of the items."""
+        return self._items
+
+    @property
     def stats(self) -> ScoringStats:
         """What the cross-encoder has scored and cut so far, by this scorer or otherwise."""
         return self._model.stats

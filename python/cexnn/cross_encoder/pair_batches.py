@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cexnn import _core
 from cexnn.cross_encoder.tokens import PairFormat, TokenLists
 
-__all__ = ["PairTokens", "pack_batch", "pair_lengths", "plan_batches"]
+__all__ = ["PackedBatch", "PairTokens", "pack_batch", "pair_lengths", "plan_batches"]
 
 
 class PairTokens(NamedTuple):
@@ -36,6 +36,30 @@ class PairTokens(NamedTuple):
     item_ids: NDArray[np.int32]
 
 
+class PackedBatch(NamedTuple):
+    """Some pairs as padded model inputs, and what there is to count of them.
+
+    Attributes
+    ----------
+    input_ids, attention_mask, token_type_ids : (n, width) int64
+        One row a pair; where ``n_pairs * width`` is odd, the last row once more.
+    n_pairs : int
+        Pairs in the batch.
+    n_tokens : int
+        Tokens of the pairs; ``input_ids.size`` is what the model is given.
+    n_truncated_queries, n_truncated_items : int
+        Pairs whose query or whose item was cut.
+    """
+
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    token_type_ids: NDArray[np.int64]
+    n_pairs: int
+    n_tokens: int
+    n_truncated_queries: int
+    n_truncated_items: int
+
+
 def pair_lengths(
     pairs: PairTokens, layout: PairFormat, max_length: int
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -55,8 +79,9 @@ def pair_lengths(
     lengths : (p,) int64
     cut_items : (p,) bool
     """
-    whole = pairs.queries.lengths[pairs.rows] + pairs.items.lengths[pairs.item_ids]
-    whole += layout.n_constants
+    queries, items = pairs.queries.offsets, pairs.items.offsets  # of these pairs, not of all items
+    whole = queries[pairs.rows + 1] - queries[pairs.rows]
+    whole += items[pairs.item_ids + 1] - items[pairs.item_ids] + layout.n_constants
     return np.minimum(whole, max_length), whole > max_length
 
 

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 
 from cexnn.checks import check_int
 from cexnn.cross_encoder.onnx_session import OnnxModel
-from cexnn.cross_encoder.pair_batches import PairTokens, pack_batch, pair_lengths, plan_batches
+from cexnn.cross_encoder.pair_batches import (
+    PackedBatch,
+    PairTokens,
+    pack_batch,
+    pair_lengths,
+    plan_batches,
+)
 from cexnn.cross_encoder.tokens import TokenLists, load_tokenizer, pair_format, tokenize
 from cexnn.device import resolve_num_threads
 from cexnn.progress import progress_bar
@@ -148,8 +154,7 @@ class PairModel:
         if batch_size is not None:
             check_int("batch_size", batch_size, minimum=1)
         rows = pairs.rows if rows is None else rows
-        lengths, cut_items = pair_lengths(pairs, self._format, self.max_length)
-        cut_queries = pairs.cut_queries[pairs.rows]
+        lengths = self.lengths(pairs)
         scores = np.full(len(lengths), np.nan, dtype=np.float32)
         plan = plan_batches(
             lengths,
@@ -160,8 +165,7 @@ class PairModel:
         with progress_bar(progress, len(lengths), description="score", unit="pair") as bar:
             for positions, width in plan:
                 try:
-                    inputs = pack_batch(pairs, positions, width, self._format, self.max_length)
-                    scores[positions] = self._model(*inputs)[: len(positions)]
+                    scores[positions] = self.run(self.pack(pairs, positions, width))
                 except Exception as error:
                     row, item = (int(x[positions[0]]) for x in (rows, pairs.item_ids))
                     raise ScorerError(
@@ -171,15 +175,57 @@ class PairModel:
                         item=item,
                         scores=scores,
                     ) from error
-                self._count(
-                    n_pairs=len(positions),
-                    n_batches=1,
-                    n_tokens=int(lengths[positions].sum()),
-                    n_padded_tokens=inputs[0].size,
-                    n_truncated_queries=int(cut_queries[positions].sum()),
-                    n_truncated_items=int(cut_items[positions].sum()),
-                )
                 bar.update(len(positions))
+        return scores
+
+    def lengths(self, pairs: PairTokens) -> NDArray[np.int64]:
+        """Tokens of each pair once its item is cut to fit, (p,) int64."""
+        return pair_lengths(pairs, self._format, self.max_length)[0]
+
+    def pack(self, pairs: PairTokens, positions: NDArray[np.int64], width: int) -> PackedBatch:
+        """Pack some of the pairs into the inputs of one call of the model.
+
+        Parameters
+        ----------
+        pairs : PairTokens
+            The pairs.
+        positions : (n,) int64
+            Those to pack.
+        width : int
+            Columns of the batch, no fewer than its longest pair has tokens.
+        """
+        rows = pairs.rows[positions]
+        chosen = pairs._replace(rows=rows, item_ids=pairs.item_ids[positions])
+        lengths, cut_items = pair_lengths(chosen, self._format, self.max_length)
+        return PackedBatch(
+            *pack_batch(pairs, positions, width, self._format, self.max_length),
+            n_pairs=len(positions),
+            n_tokens=int(lengths.sum()),
+            n_truncated_queries=int(pairs.cut_queries[rows].sum()),
+            n_truncated_items=int(cut_items.sum()),
+        )
+
+    def run(self, batch: PackedBatch) -> FloatArray:
+        """Run the model on a batch, and count it in `stats`.
+
+        Returns
+        -------
+        (n_pairs,) float32
+
+        Raises
+        ------
+        Exception
+            What ONNX Runtime raises.
+        """
+        scores = self._model(*batch[:3])[: batch.n_pairs]
+        self._count(
+            n_pairs=batch.n_pairs,
+            n_batches=1,
+            n_tokens=batch.n_tokens,
+            n_padded_tokens=batch.input_ids.size,
+            n_truncated_queries=batch.n_truncated_queries,
+            n_truncated_items=batch.n_truncated_items,
+        )
         return scores
 
     def _count(self, **counts: int) -> None:
