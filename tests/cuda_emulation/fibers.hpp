@@ -1,0 +1,40 @@
+// The threads of one block as fibers of one thread of the CPU.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+namespace cuda_emulation {
+
+// Runs `body` once for each of n_threads, each up to its next barrier at a time, in an order drawn
+// anew from `random` whenever several could go on; `enter(thread)` is called before a thread goes
+// on. Throws std::runtime_error if they stop at barriers that not all of them reach.
+void run_block(unsigned n_threads, std::uint64_t& random,
+               const std::function<void(unsigned)>& enter, const std::function<void()>& body);
+
+// The following are for the body.
+
+// Until all threads of the block are here; a thread that has ended never comes.
+void sync_block();
+
+// What a lane of a warp gives to the others, and what it gets from them.
+struct Exchange {
+  std::uint64_t value = 0;    // in: what this lane gives; out: what `source` gave
+  unsigned source = 0;        // lane of the warp
+  std::uint32_t nonzero = 0;  // out: the lanes of the mask that gave another value than 0
+};
+
+// Until all lanes of the mask, this one among them, are here with the same mask and operation.
+void sync_warp(std::uint32_t mask, const char* operation, Exchange& exchange);
+
+// Ends the kernel with std::runtime_error(message).
+[[noreturn]] void fail(const char* message);
+
+unsigned current_thread();
+// Of the current warp: one pointer a lane, for exchanges larger than a register.
+const void** warp_pointers();
+
+// A number from 0 to n - 1; xorshift.
+unsigned draw(std::uint64_t& random, unsigned n);
+
+}  // namespace cuda_emulation

@@ -1,0 +1,262 @@
+// The emulation itself: what is right gives the right numbers, what is wrong shows.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cmath>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/runtime.cuh"
+
+namespace {
+
+using namespace cexnn::cuda;
+
+int n_failed = 0;
+
+void expect(bool truth, const char* what) {
+  if (truth) return;
+  std::printf("FAILED: %s\n", what);
+  ++n_failed;
+}
+
+// What `work` throws; empty: nothing.
+template <typename Work>
+std::string message_of(const Work& work) {
+  try {
+    work();
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+  return "";
+}
+
+bool contains(const std::string& text, const char* part) {
+  return text.find(part) != std::string::npos;
+}
+
+template <typename T>
+DeviceBuffer<T> uploaded(const std::vector<T>& values, const Stream& stream) {
+  DeviceBuffer<T> buffer(static_cast<std::int64_t>(values.size()));
+  copy(values.data(), buffer.data(), buffer.size(), stream);
+  return buffer;
+}
+
+template <typename T>
+std::vector<T> downloaded(const DeviceBuffer<T>& buffer, const Stream& stream) {
+  std::vector<T> values(static_cast<std::size_t>(buffer.size()));
+  copy(static_cast<const T*>(buffer.data()), values.data(), buffer.size(), stream);
+  stream.wait();
+  return values;
+}
+
+std::vector<int> numbers(int n) {
+  std::vector<int> values;
+  for (int i = 0; i < n; ++i) values.push_back(i % 7);
+  return values;
+}
+
+// Sums over warps by shuffles, over the block by shared memory, over blocks by an atomic.
+__global__ void sum_kernel(const int* values, int n, int* total) {
+  __shared__ int of_warps[8];
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  int sum = i < n ? values[i] : 0;
+  for (int by = 16; by > 0; by /= 2) sum += __shfl_down_sync(~0U, sum, static_cast<unsigned>(by));
+  if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = sum;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int w = 1; w < 8; ++w) sum += of_warps[w];
+  atomicAdd(total, sum);
+}
+
+// Running sums of one block; kBarrier false leaves out what keeps readers from writers.
+template <bool kBarrier>
+__global__ void scan_kernel(const int* values, int* sums) {
+  int* shared = dynamic_shared<int>();
+  const unsigned t = threadIdx.x;
+  shared[t] = values[t];
+  __syncthreads();
+  for (unsigned by = 1; by < blockDim.x; by *= 2) {
+    const int before = t >= by ? shared[t - by] : 0;
+    if (kBarrier) __syncthreads();
+    shared[t] += before;
+    __syncthreads();
+  }
+  sums[t] = shared[t];
+}
+
+__global__ void half_waits_kernel() {
+  if (threadIdx.x < 32) __syncthreads();
+}
+__global__ void lost_lane_kernel(int* out) {
+  if (threadIdx.x != 5) out[threadIdx.x] = __shfl_xor_sync(~0U, 1, 1);
+}
+__global__ void write_at_kernel(float* values, int at) { values[at] = 1.0F; }
+__global__ void copy_shared_kernel(float* out) {
+  __shared__ float rubbish[32];
+  out[threadIdx.x] = rubbish[threadIdx.x];
+  rubbish[threadIdx.x] = 0.0F;
+}
+__global__ void add_kernel(float* values, float by) { values[threadIdx.x] += by; }
+__global__ void ballots_kernel(unsigned* out) {
+  const unsigned lane = threadIdx.x, mask = lane < 12 ? 0xfffU : ~0xfffU;
+  out[lane] = __ballot_sync(mask, lane % 2 == 0);
+  __syncwarp();
+  out[32 + lane] = __shfl_sync(~0U, lane, 3, 8);
+  out[64 + lane] = static_cast<unsigned>(__any_sync(~0U, lane == 7) + __all_sync(~0U, lane < 31));
+  out[96 + lane] = __shfl_up_sync(~0U, lane, 1);
+  out[128 + lane] = static_cast<unsigned>(__syncthreads_count(lane < 5));
+}
+
+void test_sum() {
+  const Stream stream;
+  const std::vector<int> values = numbers(1000);
+  const DeviceBuffer<int> in = uploaded(values, stream), out = uploaded<int>({0}, stream);
+  launch(sum_kernel, 4, 256, 0, stream, in.data(), 1000, out.data());
+  int expected = 0;
+  for (const int value : values) expected += value;
+  expect(downloaded(out, stream)[0] == expected, "a sum over blocks");
+}
+
+template <bool kBarrier>
+bool scan_is_right() {
+  const Stream stream;
+  const std::vector<int> values = numbers(512);
+  const DeviceBuffer<int> in = uploaded(values, stream);
+  const DeviceBuffer<int> out(512);
+  launch(scan_kernel<kBarrier>, 1, 512, 512 * sizeof(int), stream, in.data(), out.data());
+  const std::vector<int> sums = downloaded(out, stream);
+  int sum = 0;
+  for (std::size_t i = 0; i < 512; ++i)
+    if (sums[i] != (sum += values[i])) return false;
+  return true;
+}
+
+void test_barriers() {
+  expect(scan_is_right<true>(), "running sums");
+  expect(!scan_is_right<false>(), "a missing barrier shows");
+  const Stream stream;
+  const DeviceBuffer<int> out(64);
+  std::string message = message_of([&] {
+    launch(half_waits_kernel, 1, 64, 0, stream);
+    stream.wait();
+  });
+  expect(contains(message, "deadlock: of 64 threads 32 wait at __syncthreads"), message.c_str());
+  message = message_of([&] {
+    launch(lost_lane_kernel, 2, 32, 0, stream, out.data());
+    stream.wait();
+  });
+  expect(contains(message, "31 wait") || contains(message, "31 at a warp's barrier"),
+         message.c_str());
+}
+
+void test_memory() {
+  const Stream stream;
+  const DeviceBuffer<float> values(33);
+  for (const float value : downloaded(values, stream))
+    expect(std::isnan(value), "device memory starts as NaN");
+  for (const int at : {-1, 33}) {
+    const std::string message = message_of([&] {
+      launch(write_at_kernel, 1, 1, 0, stream, values.data(), at);
+      stream.wait();
+    });
+    expect(contains(message, "a write outside an array of 132 bytes"), message.c_str());
+  }
+  launch(copy_shared_kernel, 3, 32, 0, stream, values.data());
+  const std::vector<float> shared = downloaded(values, stream);
+  for (int i = 0; i < 32; ++i)
+    expect(std::isnan(shared[static_cast<std::size_t>(i)]), "shared memory starts as NaN");
+  expect(on_device(values.data() + 32) && !on_device(&stream), "device pointers are known");
+  expect(contains(message_of([] { DeviceBuffer<char> all(std::int64_t{1} << 40); }),
+                  "cudaMalloc: no room for 1099511627776 bytes"),
+         "too much memory is refused");
+}
+
+void test_streams() {
+  const Stream stream, other;
+  const DeviceBuffer<float> values = uploaded<float>(std::vector<float>(32, 1.0F), stream);
+  float seen = 0.0F;
+  launch(add_kernel, 1, 32, 0, stream, values.data(), 2.0F);
+  Event added;
+  added.record(stream);
+  added.wait_on(other);
+  copy(static_cast<const float*>(values.data()), &seen, 1, other);
+  expect(seen == 0.0F, "nothing is done before somebody waits");
+  other.wait();
+  expect(seen == 3.0F, "a stream waits for an event of another");
+
+  Graph graph;
+  graph.record(stream, [&] {
+    launch(add_kernel, 1, 32, 0, stream, values.data(), 10.0F);
+    launch(add_kernel, 1, 32, 0, stream, values.data(), 100.0F);
+  });
+  expect(downloaded(values, stream)[0] == 3.0F, "recording runs nothing");
+  graph.replay(stream);
+  graph.replay(stream);
+  expect(downloaded(values, stream)[31] == 223.0F, "a graph runs as often as it is replayed");
+  const std::string message =
+      message_of([&] { graph.record(stream, [] { const DeviceBuffer<float> more(1); }); });
+  expect(contains(message, "capturing"), "no allocation while recording");
+}
+
+void test_warps() {
+  const Stream stream;
+  const DeviceBuffer<unsigned> out(160);
+  launch(ballots_kernel, 1, 32, 0, stream, out.data());
+  const std::vector<unsigned> found = downloaded(out, stream);
+  expect(found[0] == 0x555U && found[31] == 0x55555000U, "ballots of part of a warp");
+  expect(found[32 + 6] == 3 && found[32 + 30] == 27, "shuffles within eight lanes");
+  expect(found[64] == 1, "any and all");
+  expect(found[96] == 0 && found[96 + 31] == 30, "shuffles up");
+  expect(found[128] == 5, "counts over a block");
+}
+
+void test_launches() {
+  const Stream stream;
+  const DeviceBuffer<float> values(1);
+  const auto launch_with = [&](dim3 grid, dim3 block, std::size_t shared_bytes) {
+    return message_of([&] {
+      launch(write_at_kernel, grid, block, shared_bytes, stream, values.data(), 0);
+      stream.wait();
+    });
+  };
+  expect(launch_with(0, 1, 0).empty(), "an empty grid is no work");
+  expect(launch_with(1, 1, 200 * 1024).empty(), "much shared memory");
+  expect(contains(launch_with(1, 1, 228 * 1024), "cudaFuncSetAttribute"), "too much of it");
+  expect(contains(launch_with(1, 1025, 0), "invalid configuration"), "too many threads");
+  expect(contains(launch_with(dim3(1, 65536), 1, 0), "invalid configuration"), "too many blocks");
+}
+
+void test_rounding() {
+  bool exact = true;
+  for (unsigned bits = 0; bits < 65536; ++bits) {
+    const auto half = __ushort_as_half(static_cast<std::uint16_t>(bits));
+    const auto brain = __ushort_as_bfloat16(static_cast<std::uint16_t>(bits));
+    if (!std::isnan(__half2float(half)))
+      exact = exact && __float2half(__half2float(half)).bits == bits;
+    if (!std::isnan(__bfloat162float(brain)))
+      exact = exact && __float2bfloat16(__bfloat162float(brain)).bits == bits;
+  }
+  expect(exact, "every half and bfloat16 survives the way to float and back");
+  expect(__half2float(__ushort_as_half(0x3555)) == 0.333251953125F, "a half's number");
+  expect(__half_as_ushort(__float2half(2049.0F)) == 0x6800, "a tie goes to the even half");
+  expect(__half_as_ushort(__float2half(2051.0F)) == 0x6802, "up, too");
+  expect(__half_as_ushort(__float2half(65519.0F)) == 0x7bff, "the largest half");
+  expect(__half_as_ushort(__float2half(-65520.0F)) == 0xfc00, "beyond it is infinite");
+  expect(__bfloat16_as_ushort(__float2bfloat16(1.00390625F)) == 0x3f80, "a tie, even bfloat16");
+}
+
+}  // namespace
+
+int main() {
+  test_sum();
+  test_barriers();
+  test_memory();
+  test_streams();
+  test_warps();
+  test_launches();
+  test_rounding();
+  if (n_failed == 0) std::puts("the CUDA emulation works");
+  return n_failed == 0 ? 0 : 1;
+}
