@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import lapack
 from scipy.optimize import minimize
 
 from cexnn import _core
@@ -23,6 +25,8 @@ FloatArray = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
 MAX_MODEL_SCORES = 128  # of one query, to fit the variances
+ROUNDING = 1e-13  # of a matrix's trace
+WORK = 96  # numbers of LAPACK's workspace, for three columns
 
 
 @dataclass(frozen=True)
@@ -112,64 +116,96 @@ def fit_query_model(
     float
         Mean negative log likelihood of a score; comparable between models of the same scores.
     """
-    systems = [_diagonalise(*query, max_scores, rng) for query in queries]
-    width = max((len(values) for values, *_ in systems), default=0)
-    if width == 0:
+    parts = [_tridiagonalise(*query, max_scores, rng) for query in queries]
+    parts = [part for part in parts if len(part.sides)]
+    if not parts:
         return start, math.inf
-    padded = np.zeros((4, len(systems), width))
-    stored = np.zeros((len(systems), width), dtype=bool)
-    for row, system in enumerate(systems):
-        stored[row, : len(system[0])] = True
-        for part, vector in zip(padded, system, strict=True):
-            part[row, : len(vector)] = vector
+    sizes = [len(part.sides) for part in parts]
+    systems = _Systems(*map(np.concatenate, zip(*parts, strict=True)))
+    starts = np.cumsum([0, *sizes[:-1]])
 
     names = ("factor_variance", "prior_scale_variance", "shift_variance", "noise_variance")
     origin = np.log([getattr(start, name) for name in names])
 
-    def loss(shift: Wide) -> float:
-        likelihood = _negative_log_likelihood(np.exp(origin + shift), padded, stored)
-        return likelihood + 0.125 * float(shift @ shift)  # a lean to the start, worth few scores
+    def loss(shift: Wide) -> tuple[float, Wide]:
+        likelihood, slope = _negative_log_likelihood(np.exp(origin + shift), systems, starts)
+        lean = 0.125 * float(shift @ shift)  # to the start, worth few scores
+        return likelihood + lean, slope + 0.25 * shift
 
     bounds = [(-7.0, 7.0)] * len(names)
-    found = minimize(loss, np.zeros(len(names)), method="L-BFGS-B", bounds=bounds)
+    found = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B", bounds=bounds)
     variances = dict(zip(names, map(float, np.exp(origin + found.x)), strict=True))
-    likelihood = _negative_log_likelihood(np.exp(origin + found.x), padded, stored)
-    return replace(start, **variances), likelihood / int(stored.sum())
+    likelihood, _ = _negative_log_likelihood(np.exp(origin + found.x), systems, starts)
+    return replace(start, **variances), likelihood / sum(sizes)
 
 
-def _diagonalise(
+class _Systems(NamedTuple):
+    """Scores in a basis where ``V V'`` is tridiagonal, query after query.
+
+    Attributes
+    ----------
+    diagonal, beside : (n,) float64
+        Of ``V V'``, and of its next entry to the right: 0 for the last score of a query.
+    sides : (n, 3) float64
+        Fits, the vector of ones, and residuals.
+    """
+
+    diagonal: Wide
+    beside: Wide
+    sides: Wide
+
+
+def _tridiagonalise(
     factors: FloatArray,
     fits: FloatArray,
     residuals: FloatArray,
     max_scores: int,
     rng: np.random.Generator,
-) -> tuple[Wide, Wide, Wide, Wide]:
-    """Eigenvalues of ``V V'``, and in its eigenvectors: residuals, fits and the vector of ones."""
+) -> _Systems:
+    """Turn one query's scores, or ``max_scores`` of them, to such a basis."""
     if len(residuals) > max_scores:
         picked = rng.choice(len(residuals), max_scores, replace=False)
         factors, fits, residuals = factors[picked], fits[picked], residuals[picked]
     wide = factors.astype(np.float64)
-    values, vectors = np.linalg.eigh(wide @ wide.T)
-    turned = vectors.T @ np.stack([residuals, fits, np.ones(len(fits))], axis=1)
-    return np.maximum(values, 0), turned[:, 0], turned[:, 1], turned[:, 2]
+    sides: Wide = np.stack([fits, np.ones(len(fits)), residuals], axis=1).astype(np.float64)
+    if len(sides) == 0:
+        return _Systems(np.zeros(0), np.zeros(0), sides)
+    reflectors, diagonal, beside, sizes, _ = lapack.dsytrd(wide @ wide.T, lower=1)
+    if len(sides) > 1:
+        sides[1:] = lapack.dormqr("L", "T", reflectors[1:, :-1], sizes, sides[1:], WORK)[0]
+    diagonal += ROUNDING * diagonal.sum()  # stays positive definite
+    return _Systems(diagonal, np.append(beside, 0.0), sides)
 
 
-def _negative_log_likelihood(variances: Wide, systems: Wide, stored: NDArray[np.bool_]) -> float:
+def _negative_log_likelihood(
+    variances: Wide, systems: _Systems, starts: NDArray[np.int64]
+) -> tuple[float, Wide]:
     """Of the residuals under ``tau^2 V V' + kappa^2 p p' + beta^2 1 1' + sigma^2 I``.
 
-    The first and the last term are diagonal in the eigenvectors of ``V V'``, the other two are of
-    rank one: Woodbury's identity leaves a 2 x 2 system a query.
+    With its slope by the logarithms of the four variances. The first and the last term are ``T``,
+    tridiagonal over all queries at once; the other two are ``B B'`` with ``B = [kappa p, beta 1]``,
+    and Woodbury's identity leaves ``M = I + B' T^-1 B``, 2 x 2, for each query. The diagonal of
+    ``T^-1`` is ``1 / (first + last - diagonal)`` with the pivots from either end.
     """
     factor, scale, shift, noise = variances
-    values, residuals, fits, ones = systems
-    weights = np.where(stored, 1.0 / (factor * values + noise), 0.0)
-    pp = 1.0 + scale * (weights * fits * fits).sum(axis=1)
-    p1 = math.sqrt(scale * shift) * (weights * fits * ones).sum(axis=1)
-    q1 = 1.0 + shift * (weights * ones * ones).sum(axis=1)
-    rp = math.sqrt(scale) * (weights * fits * residuals).sum(axis=1)
-    r1 = math.sqrt(shift) * (weights * ones * residuals).sum(axis=1)
-    determinant = pp * q1 - p1**2
-    explained = (q1 * rp**2 - 2 * p1 * rp * r1 + pp * r1**2) / determinant
-    quadratic = (weights * residuals**2).sum(axis=1) - explained
-    logs = np.log(determinant) - np.log(weights, where=stored, out=np.zeros_like(weights)).sum(1)
-    return float(0.5 * (quadratic + logs).sum())
+    diagonal, beside = factor * systems.diagonal + noise, factor * systems.beside[:-1]
+    pivots, below, _ = lapack.dpttrf(diagonal, beside)
+    reverse, _, _ = lapack.dpttrf(diagonal[::-1], beside[::-1])
+    trace = (1.0 / (pivots + reverse[::-1] - diagonal)).sum()
+    sides = systems.sides * np.sqrt([scale, shift, 1.0])
+    solved, _ = lapack.dpttrs(pivots, below, sides)
+    products = np.add.reduceat(sides[:, :, None] * solved[:, None, :], starts)
+    small, right = np.eye(2) + products[:, :2, :2], products[:, :2, 2]
+    inverse = np.linalg.inv(small)
+    along = (inverse @ right[:, :, None])[:, :, 0]
+    quadratic = float((products[:, 2, 2] - (right * along).sum(axis=1)).sum())
+    logs = np.log(np.linalg.det(small)).sum() + np.log(pivots).sum()
+
+    sizes = np.diff(starts, append=len(sides))
+    weights = solved[:, 2] - (solved[:, :2] * np.repeat(along, sizes, axis=0)).sum(axis=1)
+    squares = np.add.reduceat(solved[:, :2, None] * solved[:, None, :2], starts)
+    by_noise = noise * (trace - float((inverse * squares).sum()) - float(weights @ weights))
+    by_sides = (1.0 - np.diagonal(inverse, axis1=1, axis2=2) - along**2).sum(axis=0)
+    total = len(sides) - quadratic  # what scaling all four at once is worth
+    slope = np.array([total - by_sides.sum() - by_noise, *by_sides, by_noise])
+    return 0.5 * (quadratic + float(logs)), 0.5 * slope
