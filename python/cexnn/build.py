@@ -30,7 +30,7 @@ HELD_OUT_QUERIES = 100  # at most, and a fifth of the training queries at most
 LEAST_QUERIES = 10  # with fewer, the variances are fitted to the same queries as all else
 SIMULATED_QUERIES = 64  # at most, to learn the rounds
 TRIAL_SHARE = 2  # the trial takes one of so many sweeps; the final factorisation goes on from it
-CHOICE_SCORES = 64  # of a held-out query, the same for every form
+CHOICE_SCORES = 64  # of a held-out query, the same for all that is to be chosen from
 SCORE_MAP_QUERIES = 400  # at most, to fit what judges the score map by
 SCORE_MAP_GAIN = 1 / 3  # nats a held-out score; for less, a map brings no recall to speak of
 MAX_SCORE = 1e37  # residuals of larger ones are infinite
@@ -293,7 +293,8 @@ def _score_map_loss(
         features = items * np.float32(calibration.item_scale)
     nobody = np.zeros((1, features.shape[1]), dtype=np.float32)
     factors = Factors(nobody, features, (1.0, 1.0), 0.0)
-    return _fit(scores, queries, held, calibration, factors, _no_map(features), seed)[1]
+    fitted = (calibration, factors, _no_map(features))
+    return _fit(scores, queries, held, *fitted, seed, max_scores=CHOICE_SCORES)[1]
 
 
 def _choose(
@@ -314,20 +315,20 @@ def _choose(
             query_map = _no_map(factors.items)
         return _fit(scores, queries, held, trial.calibration, factors, query_map, seed, **options)
 
-    if wanted == "auto":
-        losses = {
-            form: fit(trial.make(form), max_scores=CHOICE_SCORES)[1] for form in trial.forms()
-        }
-        wanted = min(losses, key=lambda form: losses[form])
-    factors = trial.make(wanted)
     if wanted == "gated":  # its query network is a map already
+        factors = trial.make(wanted)
         return wanted, True, fit(factors, trial.query_map(wanted, factors))[0]
-    model, loss = fit(factors)
+    forms = trial.forms() if wanted == "auto" else (wanted,)
+    losses = dict.fromkeys(forms, 0.0)
+    if len(forms) > 1 or mappable:
+        losses = {form: fit(trial.make(form), max_scores=CHOICE_SCORES)[1] for form in forms}
+    chosen = min(losses, key=lambda form: losses[form])
+    factors, query_map = trial.make(chosen), None
     if mappable:
-        mapped_model, mapped_loss = fit(factors, trial.query_map(wanted, factors))
-        if mapped_loss < loss:
-            return wanted, True, mapped_model
-    return wanted, False, model
+        found = trial.query_map(chosen, factors)
+        if fit(factors, found, max_scores=CHOICE_SCORES)[1] < losses[chosen]:
+            query_map = found
+    return chosen, query_map is not None, fit(factors, query_map)[0]
 
 
 def _fit(
