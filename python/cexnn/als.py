@@ -144,7 +144,9 @@ def factorize(
     if lambdas is None:
         lambdas = _choose(matrix, u0, v0, start, rng, threads, where)
     with progress_bar(progress, n_iterations, description="factorize", unit="sweep") as bar:
-        return _run(matrix, u0, v0, start, lambdas, n_iterations, threads, where, bar)
+        done = _run(matrix, u0, v0, start, lambdas, n_iterations, threads, where, bar)
+    queries, items, solver = done
+    return Factors(queries, items, lambdas, solver.objective(queries, items))
 
 
 def default_n_factors(scores: csr_array) -> int:
@@ -199,7 +201,7 @@ def _run(
     num_threads: int,
     device: str,
     bar: ProgressBar | None = None,
-) -> Factors:
+) -> tuple[FloatArray, FloatArray, _core.AlsSolver]:
     n_queries, n_items = scores.shape
     queries = np.zeros((n_queries, start.shape[1]), dtype=np.float32)
     items = start.copy()
@@ -218,7 +220,7 @@ def _run(
         solver.step(queries, items)
         if bar is not None:
             bar.update(1)
-    return Factors(queries, items, regularization, solver.objective(queries, items))
+    return queries, items, solver
 
 
 def _choose(
@@ -246,8 +248,10 @@ def _choose(
 
     def error(at: tuple[int, int]) -> float:
         if at not in errors:
-            found = _run(kept, u0, v0, start, lambdas(at), TUNING_ITERATIONS, num_threads, device)
-            fit = np.einsum("ij,ij->i", found.queries[rows], found.items[cols])
+            queries, items, _ = _run(
+                kept, u0, v0, start, lambdas(at), TUNING_ITERATIONS, num_threads, device
+            )
+            fit = np.einsum("ij,ij->i", queries[rows], items[cols])
             errors[at] = float(np.mean((truth.astype(np.float64) - fit) ** 2))
         return errors[at]
 
@@ -272,8 +276,8 @@ def stored_products(queries: FloatArray, items: FloatArray, scores: csr_array) -
     """Dot products of query and item factors at the stored entries of ``scores``, float32."""
     rows = stored_rows(scores)
     out = np.empty(len(rows), dtype=np.float32)
-    for start in range(0, len(rows), 65536):
-        part = slice(start, start + 65536)
+    for start in range(0, len(rows), 1024):  # what the caches hold
+        part = slice(start, start + 1024)
         out[part] = np.einsum("ij,ij->i", queries[rows[part]], items[scores.indices[part]])
     return out
 

@@ -225,9 +225,10 @@ def _normal_equations(
 ) -> tuple[Wide, Wide]:
     n_dims = embeddings.shape[1]
     gram, right = np.zeros((n_dims, n_dims)), np.zeros((n_dims, sums.shape[1]))
-    for start in range(0, len(items), 16384):
-        part = items[start : start + 16384]
+    for start in range(0, len(items), 1024):
+        part = items[start : start + 1024]
         rows = unit * embeddings[part].astype(np.float64)
-        gram += (counts[part, None] * rows).T @ rows
+        weighted = np.sqrt(counts[part, None]) * rows
+        gram += weighted.T @ weighted  # of one array: half the work
         right += rows.T @ sums[part]
     return gram, right
