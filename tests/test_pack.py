@@ -35,7 +35,7 @@ def pack_plainly(
     return [np.array(x, dtype=np.int64).reshape(-1, width) for x in (ids, mask, type_ids)]
 
 
-def pack(queries, items, rows, item_ids, constants, types, max_length, width, changes=None):
+def pack(device, queries, items, rows, item_ids, constants, types, max_length, width, changes=None):
     """Call the native function on Python lists; the outputs start as rubbish."""
     outputs = [np.full((len(rows), width), -7, dtype=np.int64) for _ in range(3)]
     arguments = {
@@ -55,7 +55,7 @@ def pack(queries, items, rows, item_ids, constants, types, max_length, width, ch
         "token_type_ids": outputs[2],
     }
     arguments.update(changes or {})
-    _core.pack_pairs(**arguments)
+    _core.pack_pairs(**arguments, device=device)
     return outputs
 
 
@@ -67,7 +67,7 @@ BARE = ([[], [], []], [[], [], []])
 @pytest.mark.parametrize("layout", [BERT, ROBERTA, BARE], ids=["bert", "roberta", "bare"])
 @pytest.mark.parametrize("max_length", [8, 9, 64])
 @pytest.mark.parametrize("extra_width", [0, 5])
-def test_packs_as_defined(layout, max_length, extra_width):
+def test_packs_as_defined(device, layout, max_length, extra_width):
     generator = np.random.default_rng(max_length)
     constants, types = layout
     n_constants = sum(map(len, constants))
@@ -90,7 +90,7 @@ def test_packs_as_defined(layout, max_length, extra_width):
         queries, items, rows, item_ids, constants, types, 5, 6, (3, 4), max_length, width
     )
     got = pack(
-        queries, items, rows, item_ids, constants, types, max_length, width,
+        device, queries, items, rows, item_ids, constants, types, max_length, width,
         {"query_type": 5, "item_type": 6, "pad_type": 4},
     )  # fmt: skip
 
@@ -99,15 +99,28 @@ def test_packs_as_defined(layout, max_length, extra_width):
         np.testing.assert_array_equal(array, wanted)
 
 
-def test_a_pair_by_hand():
-    ids, mask, types = pack([[11, 12]], [[21, 22, 23, 24]], [0], [0], *BERT, 8, 10)
+def test_many_pairs(device):
+    rng = np.random.default_rng(5)
+    queries, items = ([rng.integers(200, 999, n).tolist() for n in range(9)] for _ in range(2))
+    rows, item_ids = (rng.integers(0, 9, 1999).tolist() for _ in range(2))
+    expected = pack_plainly(queries, items, rows, item_ids, *BERT, 0, 1, (3, 0), 16, 19)
+    got = pack(device, queries, items, rows, item_ids, *BERT, 16, 19)
+    for array, wanted in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+    rows[1000], rows[1500] = 9, -1  # the first of them is named, whichever is met first
+    with pytest.raises(ValueError, match="rows: expected a number from 0 to 8, got 9"):
+        pack(device, queries, items, rows, item_ids, *BERT, 16, 19)
+
+
+def test_a_pair_by_hand(device):
+    ids, mask, types = pack(device, [[11, 12]], [[21, 22, 23, 24]], [0], [0], *BERT, 8, 10)
     assert ids.tolist() == [[101, 11, 12, 102, 21, 22, 23, 102, 3, 3]]
     assert mask.tolist() == [[1] * 8 + [0, 0]]
     assert types.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1, 0, 0]]
 
 
-def test_no_pairs():
-    assert pack([[1]], [[2]], [], [], *BERT, 8, 6)[0].shape == (0, 6)
+def test_no_pairs(device):
+    assert pack(device, [[1]], [[2]], [], [], *BERT, 8, 6)[0].shape == (0, 6)
 
 
 @pytest.mark.parametrize(
@@ -127,14 +140,14 @@ def test_no_pairs():
         ({"constant_types": np.int32([0, 0])}, "constants: expected prefix, middle and suffix"),
     ],
 )
-def test_wrong_values_are_named(changes, message):
+def test_wrong_values_are_named(device, changes, message):
     with pytest.raises(ValueError, match=message):
-        pack([[11, 12]], [[21], [22]], [0], [0], *BERT, 8, 6, changes)
+        pack(device, [[11, 12]], [[21], [22]], [0], [0], *BERT, 8, 6, changes)
 
 
-def test_a_pair_wider_than_the_output_is_refused():
+def test_a_pair_wider_than_the_output_is_refused(device):
     with pytest.raises(ValueError, match="input_ids: pair 1 has 7 tokens, got room for 6"):
-        pack([[11, 12]], [[21], [22, 23]], [0, 0], [0, 1], *BERT, 8, 6)
+        pack(device, [[11, 12]], [[21], [22, 23]], [0, 0], [0, 1], *BERT, 8, 6)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +160,6 @@ def test_a_pair_wider_than_the_output_is_refused():
     ],
     ids=["rows int64", "ids int32", "strided", "offsets int32"],
 )
-def test_arrays_are_never_converted(changes):
+def test_arrays_are_never_converted(device, changes):
     with pytest.raises(TypeError):
-        pack([[11, 12]], [[21], [22]], [0], [0], *BERT, 8, 6, changes)
+        pack(device, [[11, 12]], [[21], [22]], [0], [0], *BERT, 8, 6, changes)

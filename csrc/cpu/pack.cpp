@@ -1,45 +1,11 @@
-#include "../pack.hpp"
-
 #include <algorithm>
-#include <stdexcept>
-#include <string>
+
+#include "../pack_checks.hpp"
 
 namespace cexnn::cpu {
 namespace {
 
 using Tokens = VectorView<const std::int32_t>;
-
-// Only the ends: whoever reads list i checks that it lies within them.
-void check_lists(const TokenLists& lists, const std::string& name) {
-  if (lists.offsets.size < 1 || lists.offsets[0] != 0 ||
-      lists.offsets[lists.offsets.size - 1] != lists.ids.size) {
-    throw std::invalid_argument(name + ": expected offsets from 0 to the number of token ids (" +
-                                std::to_string(lists.ids.size) + ")");
-  }
-}
-
-Tokens list_at(const TokenLists& lists, std::int64_t i, const char* name) {
-  if (i < 0 || i >= lists.count()) {
-    throw std::invalid_argument(std::string(name) + ": expected a number from 0 to " +
-                                std::to_string(lists.count() - 1) + ", got " + std::to_string(i));
-  }
-  const std::int64_t begin = lists.offsets[i];
-  const std::int64_t end = lists.offsets[i + 1];
-  if (begin < 0 || end < begin || end > lists.ids.size) {
-    throw std::invalid_argument(std::string(name) + ": offsets of list " + std::to_string(i) +
-                                " do not ascend within the token ids");
-  }
-  return lists[i];
-}
-
-template <typename T>
-void check_shape(const MatrixView<T>& out, std::int64_t rows, std::int64_t cols, const char* name) {
-  if (out.rows != rows || out.cols != cols) {
-    throw std::invalid_argument(std::string(name) + ": expected shape (" + std::to_string(rows) +
-                                ", " + std::to_string(cols) + "), got (" +
-                                std::to_string(out.rows) + ", " + std::to_string(out.cols) + ")");
-  }
-}
 
 // Writes one output row from left to right.
 struct RowWriter {
@@ -70,41 +36,23 @@ void pack_pairs(const TokenLists& queries, const TokenLists& items,
                 const PairFormat& format, std::int64_t max_length,
                 MatrixView<std::int64_t> input_ids, MatrixView<std::int64_t> attention_mask,
                 MatrixView<std::int64_t> token_type_ids) {
-  check_lists(queries, "queries");
-  check_lists(items, "items");
-  check_lists(format.constants, "constants");
-  if (format.constants.count() != 3 || format.types.size != format.constants.ids.size) {
-    throw std::invalid_argument(
-        "constants: expected prefix, middle and suffix, each token with a type");
-  }
-  if (item_ids.size != rows.size) {
-    throw std::invalid_argument("item_ids: expected " + std::to_string(rows.size) +
-                                " numbers as in rows, got " + std::to_string(item_ids.size));
-  }
+  check_shapes(queries, items, rows, item_ids, format, input_ids, attention_mask, token_type_ids);
+  check_ends(queries, "queries");
+  check_ends(items, "items");
+  check_ends(format.constants, "constants");
   const std::int64_t width = input_ids.cols;
-  check_shape(input_ids, rows.size, width, "input_ids");
-  check_shape(attention_mask, rows.size, width, "attention_mask");
-  check_shape(token_type_ids, rows.size, width, "token_type_ids");
-  const Tokens prefix = list_at(format.constants, 0, "constants");
-  const Tokens middle = list_at(format.constants, 1, "constants");
-  const Tokens suffix = list_at(format.constants, 2, "constants");
+  const Tokens prefix = checked_list(format.constants, 0, "constants");
+  const Tokens middle = checked_list(format.constants, 1, "constants");
+  const Tokens suffix = checked_list(format.constants, 2, "constants");
   const std::int32_t* types = format.types.data;
 
   for (std::int64_t j = 0; j < rows.size; ++j) {
-    const Tokens query = list_at(queries, rows[j], "rows");
-    Tokens item = list_at(items, item_ids[j], "item_ids");
+    const Tokens query = checked_list(queries, rows[j], "rows");
+    Tokens item = checked_list(items, item_ids[j], "item_ids");
     const std::int64_t fixed = format.constants.ids.size + query.size;
-    if (fixed > max_length) {
-      throw std::invalid_argument("max_length: query " + std::to_string(rows[j]) + " needs " +
-                                  std::to_string(fixed) + " tokens without an item, got " +
-                                  std::to_string(max_length));
-    }
+    check_length(fixed, max_length, rows[j]);
     item.size = std::min(item.size, max_length - fixed);
-    if (fixed + item.size > width) {
-      throw std::invalid_argument("input_ids: pair " + std::to_string(j) + " has " +
-                                  std::to_string(fixed + item.size) + " tokens, got room for " +
-                                  std::to_string(width));
-    }
+    check_width(fixed + item.size, width, j);
     RowWriter row{input_ids.row(j), token_type_ids.row(j)};
     row.append(prefix, types);
     row.append(query, format.query_type);

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <intrinsics.cuh>
 #include <memory>
 #include <new>
@@ -265,6 +266,43 @@ T* output_on_device(T* out, std::int64_t n, DeviceBuffer<T>& storage) {
 template <typename T>
 void deliver(const T* from, T* out, std::int64_t n, const Stream& stream) {
   if (from != out) copy(from, out, n, stream);
+}
+
+// Small arrays of the host, gathered in pinned memory, that reach the device in one copy.
+class Gathered {
+ public:
+  // Forgets what was added; room for so many bytes, 16 more for each array.
+  void start(std::int64_t bytes) {
+    pinned_.reserve(bytes);
+    device_.reserve(bytes);
+    used_ = 0;
+  }
+  // Where the array will lie once sent: itself if it is on the device already.
+  template <typename T>
+  const T* add(const T* data, std::int64_t n) {
+    if (n == 0 || on_device(data)) return data;
+    unsigned char* at = device_.data() + used_;
+    std::memcpy(pinned_.data() + used_, data, static_cast<std::size_t>(n) * sizeof(T));
+    used_ += (n * static_cast<std::int64_t>(sizeof(T)) + 15) / 16 * 16;
+    return reinterpret_cast<const T*>(at);
+  }
+  void send(const Stream& stream) const {
+    copy(static_cast<const unsigned char*>(pinned_.data()), device_.data(), used_, stream);
+  }
+
+ private:
+  PinnedBuffer<unsigned char> pinned_;
+  DeviceBuffer<unsigned char> device_;
+  std::int64_t used_ = 0;
+};
+
+// One element of an array that lies wherever it lies, now: waits for the stream.
+template <typename T>
+T fetch(const T* from, const Stream& stream) {
+  T value{};
+  copy(from, &value, 1, stream);
+  stream.wait();
+  return value;
 }
 
 // Puts a kernel on the stream; an empty grid is no work. Shared memory beyond 48 KiB is allowed for

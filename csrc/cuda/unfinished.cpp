@@ -1,8 +1,7 @@
-// Temporary: stands in for als.cu, searcher.cu and pack.cu until each of them is written.
+// Temporary: stands in for als.cu and searcher.cu until each of them is written.
 #include <stdexcept>
 
 #include "../als.hpp"
-#include "../pack.hpp"
 #include "../searcher.hpp"
 
 namespace cexnn::cuda {
@@ -18,12 +17,6 @@ std::unique_ptr<AlsSolver> make_als_solver(const AlsProblem&) { refuse(); }
 
 std::unique_ptr<Searcher> make_searcher(MatrixView<const float>, VectorView<const float>,
                                         const CompactItems&) {
-  refuse();
-}
-
-void pack_pairs(const TokenLists&, const TokenLists&, VectorView<const std::int32_t>,
-                VectorView<const std::int32_t>, const PairFormat&, std::int64_t,
-                MatrixView<std::int64_t>, MatrixView<std::int64_t>, MatrixView<std::int64_t>) {
   refuse();
 }
 
