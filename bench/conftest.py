@@ -142,7 +142,39 @@ def pytest_benchmark_update_machine_info(config, machine_info):
         num_threads=default_num_threads(),
         load_average=list(os.getloadavg()),
         rates=_rates(),
+        cuda=_cuda(),
     )
+
+
+def _cuda():
+    """Return the CUDA device's name and its ceilings: copied and bf16 rates, by torch; else {}."""
+    try:
+        import torch
+    except ImportError:
+        return {}
+    if not torch.cuda.is_available():
+        return {}
+
+    def best(run):
+        seconds = []
+        for _ in range(10):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            seconds.append(start.elapsed_time(end) / 1e3)
+        return min(seconds)
+
+    source = torch.empty(1 << 30, dtype=torch.float32, device="cuda")
+    copied = torch.empty_like(source)
+    a = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
+    return {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "copy_gbytes": 2 * source.nbytes / best(lambda: copied.copy_(source)) / 1e9,
+        "bf16_tflops": 2 * 8192**3 / best(lambda: a @ a) / 1e12,
+    }
 
 
 def _rates():
