@@ -25,7 +25,7 @@ def finds(n):
     """Answer with the first ``n`` of the exact neighbours, and none else."""
     ids = np.where(np.arange(100) < n, EXACT, -1).astype(np.int32)
     scores = np.where(ids >= 0, np.float32(0), np.float32(np.nan))
-    return SearchResult(ids, scores, np.int32([n, n]), csr_array((2, 200)))
+    return SearchResult(ids, scores, np.int32([n, n]), csr_array((2, 200)), np.ones(2, bool))
 
 
 def test_figures_stand_at_their_rounds(bench, tmp_path):

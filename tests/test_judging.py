@@ -21,7 +21,9 @@ LABELS = [{2: 1, 19: 0}, {15: 2, 16: 1}, {}]
 def answers(ids, n_calls):
     ids = np.int32(ids)
     scores = np.where(ids >= 0, np.float32(0), np.float32(np.nan))
-    return SearchResult(ids, scores, np.full(len(ids), n_calls), csr_array((len(ids), 20)))
+    return SearchResult(
+        ids, scores, np.full(len(ids), n_calls), csr_array((len(ids), 20)), np.ones(len(ids), bool)
+    )
 
 
 def liked(budget):

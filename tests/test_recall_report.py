@@ -20,7 +20,9 @@ def answers(ids, n_calls):
     """Return a result with these ids; the report reads nothing else but the calls."""
     ids = np.int32(ids)
     scores = np.where(ids >= 0, np.float32(0), np.float32(np.nan))
-    return SearchResult(ids, scores, np.int32(n_calls), csr_array((len(ids), 20)))
+    return SearchResult(
+        ids, scores, np.int32(n_calls), csr_array((len(ids), 20)), np.ones(len(ids), bool)
+    )
 
 
 def half(budget):

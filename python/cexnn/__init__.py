@@ -6,6 +6,7 @@ from cexnn import baselines
 from cexnn.als import Factors, factorize
 from cexnn.cross_encoder import CrossEncoder
 from cexnn.device import cuda_available
+from cexnn.engine import EngineBusyError, ScoringEngine
 from cexnn.evaluate import exact, recall
 from cexnn.export import export_onnx
 from cexnn.index import Index
@@ -16,11 +17,13 @@ from cexnn.score_matrix import sample_pairs, score_pairs
 from cexnn.scorer import PairScorer, Scorer, ScorerError
 from cexnn.search import SearchResult, Session
 from cexnn.storage import IndexFileError
+from cexnn.trace import SearchTrace
 
 __version__ = version("cexnn")
 
 __all__ = [
     "CrossEncoder",
+    "EngineBusyError",
     "Factors",
     "Hit",
     "Index",
@@ -31,7 +34,9 @@ __all__ = [
     "Retriever",
     "Scorer",
     "ScorerError",
+    "ScoringEngine",
     "SearchResult",
+    "SearchTrace",
     "Session",
     "__version__",
     "baselines",

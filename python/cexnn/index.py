@@ -4,54 +4,27 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn import _core
 from cexnn.build import learn
-from cexnn.checks import check_choice, check_float, check_ids, check_int, check_matrix
+from cexnn.checks import check_choice, check_ids
 from cexnn.compact import DTYPES, rounded
 from cexnn.device import resolve_device, resolve_num_threads
-from cexnn.embedding_maps import query_priors
 from cexnn.growth import with_items, without_items
+from cexnn.index_search import ItemsAsTheyAre, SearchableIndex
 from cexnn.learned import Learned, read, write
-from cexnn.schedule import check_stop, resolve_rounds
-from cexnn.score_map import drawn_in, standardised
-from cexnn.scorer import Scorer, check_call
-from cexnn.search import SearchResult, Session, Units, run
 
 __all__ = ["Index"]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
 
-UPDATES = ("calibrated", "least_squares")
 
-MAX_FACTOR = 1e18  # of a query: its squares stay finite
-
-
-class _Items:
-    """The items as they are at one time: what was learned, and native searchers over it."""
-
-    def __init__(self, learned: Learned, device: str) -> None:
-        self.learned = learned
-        factors, offsets = learned.item_factors, learned.item_offsets
-        self.removed = np.flatnonzero(np.isneginf(offsets)).astype(np.int32)
-        plain = (
-            np.where(np.isneginf(offsets), offsets, np.float32(0)) if self.removed.size else None
-        )
-        codes, scales = (None, None) if learned.compact is None else learned.compact.native()
-        self.plain = _core.Searcher(factors, plain, codes, scales, device)
-        self.calibrated = self.plain
-        if np.where(np.isneginf(offsets), 0, offsets).any():
-            self.calibrated = _core.Searcher(factors, offsets, codes, scales, device)
-
-
-class Index:
+class Index(SearchableIndex):
     """Items ready to be searched with a cross-encoder; made by `Index.build` or `Index.load`.
 
     May be used from several threads. `add` and `remove` change it for the searches that start
@@ -60,7 +33,7 @@ class Index:
 
     def __init__(self, learned: Learned, *, device: str = "auto") -> None:
         self._device = resolve_device(device)
-        self._items = _Items(learned, self._device)
+        self._items = ItemsAsTheyAre(learned, self._device)
         self._growing = threading.Lock()
 
     @classmethod
@@ -255,171 +228,6 @@ class Index:
             **self._learned.facts,
         }
 
-    def search(
-        self,
-        scorer: Scorer,
-        queries: Sequence[Any],
-        *,
-        k: int = 10,
-        budget: int = 100,
-        rounds: int | str = 5,
-        query_embeddings: FloatArray | None = None,
-        first: Any = None,
-        update: str = "calibrated",
-        mix: float = 0.0,
-        stop: str | None = None,
-        num_threads: int | None = None,
-        progress: bool = False,
-    ) -> SearchResult:
-        """Find each query's ``k`` best items by cross-encoder score, for ``budget`` calls a query.
-
-        Parameters
-        ----------
-        scorer : Scorer
-            Called once a round with the new pairs of all queries.
-        queries : sequence
-            Passed on to the scorer.
-        k : int
-            Number of answers a query.
-        budget : int
-            Pairs scored a query, at most; never more than there are items.
-        rounds : int or "auto"
-            Over which the budget is split evenly. One round is retrieve-and-rerank.
-            ``"auto"``: the fewest that are as good as more, as the build learned them (see
-            `info`); for an index built without scores, from fewer than ten queries or of at most
-            40 items, or for ``update="least_squares"``, one for each ten calls, at most 20.
-        query_embeddings : (n_queries, n_dims) float, optional
-            Of the dual encoder that the index was built with. Without them a query starts as the
-            mean training query.
-        first : (n_queries, c) int, optional
-            Item ids to open with, best first, from any retriever; -1 for none. By default, and
-            where they do not fill the first round, the prior's best items, with and without
-            the item offsets in turn.
-        update : {"calibrated", "least_squares"}
-            How scores become a query's factors: the posterior mean of the calibrated model, or
-            the minimum-norm least squares of the AXN paper.
-        mix : float
-            Weight of the prior in the factors, from 0 to 1, for ``update="least_squares"``.
-        stop : "confident", optional
-            Between rounds, end a query whose unscored items are expected to hold less than a
-            hundredth of its ``k`` best; ``result.n_calls`` then varies. By default the budget is
-            always spent. For an index built with scores, ``update="calibrated"``, and given the
-            query embeddings if the index was built with some.
-        num_threads : int, optional
-            By default the CPUs this process may use. Does not change the result.
-        progress : bool
-            A progress bar on stderr, if it is a terminal.
-
-        Returns
-        -------
-        SearchResult
-
-        Raises
-        ------
-        ValueError
-            A bad argument, named, before any pair is scored.
-        ScorerError
-            The scorer failed. Its ``session`` holds every score paid for.
-
-        References
-        ----------
-        Yadav et al., "Adaptive Retrieval and Scalable Indexing for k-NN Search with
-        Cross-Encoders", ICLR 2024.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> table = np.float32([[5, 1, 4, 2, 3]])
-        >>> index = Index.build(item_embeddings=np.eye(5, dtype=np.float32))
-        >>> result = index.search(
-        ...     lambda queries, rows, items: table[rows, items], ["a query"],
-        ...     k=2, budget=5, rounds=2, query_embeddings=np.ones((1, 5), dtype=np.float32),
-        ... )
-        >>> result.ids, result.scores
-        (array([[0, 2]], dtype=int32), array([[5., 4.]], dtype=float32))
-        """
-        session = self.session(
-            check_call(scorer, queries),
-            k=k,
-            budget=budget,
-            rounds=rounds,
-            query_embeddings=query_embeddings,
-            first=first,
-            update=update,
-            mix=mix,
-            stop=stop,
-            num_threads=num_threads,
-        )
-        return run(session, scorer, queries, progress=progress)
-
-    def session(
-        self,
-        n_queries: int,
-        *,
-        k: int = 10,
-        budget: int = 100,
-        rounds: int | str = 5,
-        query_embeddings: FloatArray | None = None,
-        first: Any = None,
-        update: str = "calibrated",
-        mix: float = 0.0,
-        stop: str | None = None,
-        num_threads: int | None = None,
-    ) -> Session:
-        """Start a search whose scoring is left to the caller: `Session.ask`, `Session.tell`.
-
-        Parameters are those of `search`.
-
-        Examples
-        --------
-        >>> import numpy as np
-        >>> index = Index.build(item_embeddings=np.eye(5, dtype=np.float32))
-        >>> session = index.session(1, k=1, budget=4, rounds=2, first=[[0, 1, 2, 3]])
-        >>> while not session.done:
-        ...     rows, items = session.ask()
-        ...     session.tell([float(-i) for i in items])
-        >>> session.result().ids
-        array([[0]], dtype=int32)
-        """
-        check_int("n_queries", n_queries, minimum=0)
-        check_int("k", k, minimum=1)
-        check_int("budget", budget, minimum=1)
-        check_choice("update", update, UPDATES)
-        check_float("mix", mix, minimum=0, maximum=1)
-        if mix != 0 and update == "calibrated":
-            raise ValueError("mix: expected 0 with update='calibrated', which learns it")
-        state, opening = self._items, None
-        n_items = len(state.learned.item_factors)
-        if first is not None:
-            given = check_ids("first", first, rows=n_queries, n_items=n_items)
-            opening = np.where(np.isin(given, state.removed), np.int32(-1), given)
-        model, calibrated = state.learned.model, update == "calibrated"
-        learned_rounds = state.learned.rounds if calibrated else ()
-        openers = [state.plain]
-        if calibrated and state.calibrated is not state.plain:
-            openers.append(state.calibrated)
-        return Session(
-            openers[-1],
-            openers,
-            model.calibrated() if calibrated else model.least_squares(mix),
-            _priors(state.learned, n_queries, query_embeddings, opened=opening is not None),
-            n_items=n_items,
-            n_searchable=n_items - len(state.removed),
-            k=k,
-            budget=budget,
-            rounds=resolve_rounds(rounds, budget, learned_rounds),
-            first=opening,
-            units=_units(state.learned, calibrated=calibrated),
-            stop_confident=check_stop(
-                stop,
-                calibrated=calibrated,
-                in_score_units=state.learned.in_score_units,
-                fitted_prior=query_embeddings is not None
-                or (state.learned.query_scale == 0 and len(state.learned.query_map) == 0),
-            ),
-            num_threads=resolve_num_threads(num_threads),
-        )
-
     def add(self, item_embeddings: Any = None, scores: Any = None) -> IdArray:
         """Place new items without a refit; the ids of all others stay as they are.
 
@@ -454,7 +262,7 @@ class Index:
         """
         with self._growing:
             n_before = self.n_items
-            self._items = _Items(
+            self._items = ItemsAsTheyAre(
                 with_items(self._learned, item_embeddings, scores, resolve_num_threads(None)),
                 self._device,
             )
@@ -477,7 +285,7 @@ class Index:
         if np.ndim(ids) != 1 or (given < 0).any():
             raise ValueError(f"ids: expected ids from 0 to {self.n_items - 1}, got {ids!r}")
         with self._growing:
-            self._items = _Items(without_items(self._learned, given), self._device)
+            self._items = ItemsAsTheyAre(without_items(self._learned, given), self._device)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one file, in the safetensors format; see `cexnn.storage`.
@@ -524,37 +332,6 @@ class Index:
         """
         resolve_device(device)
         return cls(read(path, mmap=mmap, verify=verify), device=device)
-
-
-def _units(learned: Learned, *, calibrated: bool) -> Units:
-    """How scores reach the model: bent to its liking, or as they are but for their units."""
-    if not learned.in_score_units:
-        return drawn_in if calibrated else standardised
-    units = learned.score_map if calibrated else learned.score_map.line
-    return lambda scores, known: units(scores)
-
-
-def _priors(
-    learned: Learned, n_queries: int, query_embeddings: FloatArray | None, *, opened: bool
-) -> FloatArray:
-    """Query factors before any score is known, (n_queries, n_factors) float32."""
-    if query_embeddings is None:
-        if not learned.in_score_units and not opened:
-            raise ValueError(
-                "query_embeddings: expected for an index built without scores (or items to "
-                "open with: first), got None"
-            )
-        return np.tile(learned.mean_query, (n_queries, 1))
-    if learned.n_dims is None:
-        raise ValueError("query_embeddings: expected None, the index was built without any")
-    given = check_matrix("query_embeddings", query_embeddings, rows=n_queries, cols=learned.n_dims)
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = query_priors(given, learned.query_scale, learned.query_map)
-    if not np.isfinite(found).all() or np.abs(found).max(initial=0) > MAX_FACTOR:
-        raise ValueError(
-            "query_embeddings: expected numbers of the build's size, got far larger ones"
-        )
-    return found
 
 
 def _read_only(array: FloatArray) -> FloatArray:

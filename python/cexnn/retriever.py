@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +17,20 @@ from cexnn.items import is_list_like, row_numbers, split_items
 from cexnn.scorer import Scorer
 from cexnn.search import SearchResult
 
-__all__ = ["Hit", "Retriever"]
+__all__ = ["AsyncOptions", "Hit", "Retriever"]
 
 FloatArray = NDArray[np.float32]
+
+
+class AsyncOptions(TypedDict, total=False):
+    """Options of `Retriever.asearch`; see `Retriever.search`."""
+
+    rounds: int | str
+    first: Sequence[Sequence[Any]] | None
+    query_embeddings: FloatArray | None
+    num_threads: int | None
+    deadline_ms: float | None
+    trace: bool
 
 
 class Hit(NamedTuple):
@@ -120,6 +133,8 @@ class Retriever:
         query_embeddings: FloatArray | None = None,
         num_threads: int | None = None,
         progress: bool = False,
+        deadline_ms: float | None = None,
+        trace: bool = False,
     ) -> list[list[Hit]]:
         """Find the ``k`` best items of each text, for ``budget`` cross-encoder calls a text.
 
@@ -142,6 +157,11 @@ class Retriever:
             By default the CPUs this process may use.
         progress : bool
             A progress bar on stderr, if it is a terminal.
+        deadline_ms : float, optional
+            Milliseconds after which the best answer so far is wanted, the encoder's included; see
+            `Index.search`.
+        trace : bool
+            Whether `search_rows` notes what the search did in ``result.trace``.
 
         Returns
         -------
@@ -165,6 +185,8 @@ class Retriever:
                 query_embeddings=query_embeddings,
                 num_threads=num_threads,
                 progress=progress,
+                deadline_ms=deadline_ms,
+                trace=trace,
             )
         )
 
@@ -179,6 +201,8 @@ class Retriever:
         query_embeddings: FloatArray | None = None,
         num_threads: int | None = None,
         progress: bool = False,
+        deadline_ms: float | None = None,
+        trace: bool = False,
     ) -> SearchResult:
         """Search as `search` does, and return row numbers, scores and the number of calls.
 
@@ -189,17 +213,10 @@ class Retriever:
         SearchResult
             What `Index.search` returns; `hits` turns it into texts.
         """
-        queries = _check_texts("texts", texts)
-        if self._texts is not None and len(self._texts) != self._index.n_items:
-            raise ValueError(
-                f"items: expected {self._index.n_items}, as in the index now, got "
-                f"{len(self._texts)} when the retriever was made: make another"
-            )
-        opening = None if first is None else self._opening(first, len(queries))
-        if query_embeddings is None and self._encoder is not None:
-            query_embeddings = check_matrix(
-                "encoder(texts)", self._encoder(queries), rows=len(queries), cols=self._n_dims
-            )
+        start = time.perf_counter()
+        queries, opening = self._checked(texts, first)
+        if query_embeddings is None:
+            query_embeddings = self._embedded(queries)
         return self._index.search(
             self._scorer,
             queries,
@@ -210,6 +227,64 @@ class Retriever:
             first=opening,
             num_threads=num_threads,
             progress=progress,
+            deadline_ms=_left(deadline_ms, start),
+            trace=trace,
+        )
+
+    async def asearch(
+        self, texts: Sequence[str], k: int = 10, budget: int = 100, **options: Unpack[AsyncOptions]
+    ) -> list[list[Hit]]:
+        """Search as `search` does, without blocking the event loop.
+
+        Best with a `ScoringEngine` as the scorer: thousands of searches may then be under way,
+        their pairs scored in common batches. Cancelled, a search stops paying at the next batch.
+
+        Parameters
+        ----------
+        texts, k, budget
+            Those of `search`.
+        **options
+            The other options of `search`, without ``progress``; ``num_threads`` is 1 by default.
+
+        Returns
+        -------
+        list of lists of Hit
+
+        Raises
+        ------
+        ValueError, ScorerError
+            As in `search`.
+        """
+        return self.hits(await self.asearch_rows(texts, k, budget, **options))
+
+    async def asearch_rows(
+        self, texts: Sequence[str], k: int = 10, budget: int = 100, **options: Unpack[AsyncOptions]
+    ) -> SearchResult:
+        """Search as `asearch` does, and return what `search_rows` returns.
+
+        Returns
+        -------
+        SearchResult
+            Row numbers and scores, with ``n_calls``, ``complete`` and perhaps ``trace``; `hits`
+            turns it into texts.
+        """
+        start = time.perf_counter()
+        queries, opening = self._checked(texts, options.pop("first", None))
+        embeddings = options.pop("query_embeddings", None)
+        if embeddings is None and self._encoder is not None:
+            loop = asyncio.get_running_loop()
+            embeddings = await loop.run_in_executor(None, self._embedded, queries)
+        return await self._index.asearch(
+            self._scorer,
+            queries,
+            k=k,
+            budget=budget,
+            first=opening,
+            query_embeddings=embeddings,
+            rounds=options.get("rounds", 5),
+            num_threads=options.get("num_threads", 1),
+            deadline_ms=_left(options.get("deadline_ms"), start),
+            trace=options.get("trace", False),
         )
 
     def hits(self, result: SearchResult) -> list[list[Hit]]:
@@ -233,6 +308,25 @@ class Retriever:
             ]
             for rows, scores in zip(result.ids.tolist(), result.scores.tolist(), strict=True)
         ]
+
+    def _checked(
+        self, texts: Sequence[str], first: Sequence[Sequence[Any]] | None
+    ) -> tuple[list[str], NDArray[np.int32] | None]:
+        """Return the queries, and the row numbers to open with."""
+        queries = _check_texts("texts", texts)
+        if self._texts is not None and len(self._texts) != self._index.n_items:
+            raise ValueError(
+                f"items: expected {self._index.n_items}, as in the index now, got "
+                f"{len(self._texts)} when the retriever was made: make another"
+            )
+        return queries, None if first is None else self._opening(first, len(queries))
+
+    def _embedded(self, queries: list[str]) -> FloatArray | None:
+        if self._encoder is None:
+            return None
+        return check_matrix(
+            "encoder(texts)", self._encoder(queries), rows=len(queries), cols=self._n_dims
+        )
 
     def _hit(self, row: int, score: float) -> Hit:
         item_id = row if self._ids is None else self._ids[row]
@@ -292,3 +386,10 @@ def _check_texts(name: str, texts: Any) -> list[str]:
         if not isinstance(text, str):
             raise ValueError(f"{name}[{number}]: expected a text, got {type(text).__name__}")
     return found
+
+
+def _left(deadline_ms: float | None, start: float) -> float | None:
+    """Milliseconds left of a deadline; the index refuses one that is none."""
+    if not isinstance(deadline_ms, int | float) or deadline_ms <= 0:
+        return deadline_ms
+    return max(1e-3, deadline_ms - (time.perf_counter() - start) * 1e3)

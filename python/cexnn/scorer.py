@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,7 +14,16 @@ if TYPE_CHECKING:
 
     from cexnn.search import Session
 
-__all__ = ["PairScorer", "Scorer", "ScorerError", "call_scorer", "check_call"]
+__all__ = [
+    "PairScorer",
+    "Scorer",
+    "ScorerError",
+    "by_position",
+    "call_scorer",
+    "check_call",
+    "checked_scores",
+    "naming_pairs",
+]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
@@ -97,7 +107,12 @@ def check_call(scorer: Scorer, queries: Sequence[Any]) -> int:
 
 
 def call_scorer(
-    scorer: Scorer, queries: Sequence[Any], rows: IdArray, items: IdArray
+    scorer: Scorer,
+    queries: Sequence[Any],
+    rows: IdArray,
+    items: IdArray,
+    *,
+    allow_missing: bool = False,
 ) -> FloatArray:
     """Call a scorer and check what it returns.
 
@@ -109,6 +124,8 @@ def call_scorer(
         Passed on to the scorer.
     rows, items : (p,) int32
         The pairs; ``p`` may be 0, then the scorer is not called.
+    allow_missing : bool
+        Take NaN for a pair that was not scored.
 
     Returns
     -------
@@ -123,9 +140,17 @@ def call_scorer(
     """
     if len(rows) == 0:
         return np.empty(0, dtype=np.float32)
+    with naming_pairs(rows, items):
+        returned = scorer(queries, rows, items)
+    return checked_scores(returned, rows, items, allow_missing=allow_missing)
+
+
+@contextmanager
+def naming_pairs(rows: IdArray, items: IdArray) -> Iterator[None]:
+    """Turn what a scorer raises on these pairs, one at least, into a `ScorerError`."""
     row, item = int(rows[0]), int(items[0])
     try:
-        returned = scorer(queries, rows, items)
+        yield
     except ScorerError as error:
         error.scores = _usable(error.scores, len(rows))
         raise
@@ -136,6 +161,13 @@ def call_scorer(
             row=row,
             item=item,
         ) from error
+
+
+def checked_scores(
+    returned: Any, rows: IdArray, items: IdArray, *, allow_missing: bool = False
+) -> FloatArray:
+    """Return what a scorer returned for these pairs, one at least, as scores; see `call_scorer`."""
+    row, item = int(rows[0]), int(items[0])
     try:
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite: refused below
             scores = np.asarray(returned, dtype=np.float32)
@@ -151,7 +183,7 @@ def call_scorer(
             row=row,
             item=item,
         )
-    bad = np.flatnonzero(~np.isfinite(scores))
+    bad = np.flatnonzero(np.isinf(scores) if allow_missing else ~np.isfinite(scores))
     if bad.size:
         j = int(bad[0])
         raise ScorerError(
@@ -176,7 +208,7 @@ def _usable(given: Any, n: int) -> FloatArray | None:
     return np.where(np.isfinite(scores), scores, np.float32(np.nan))
 
 
-def _by_position(texts: Any) -> Any:
+def by_position(texts: Any) -> Any:
     """Return what ``[j]`` takes the j-th text from: a pandas Series would take its label."""
     return getattr(texts, "iloc", texts)
 
@@ -219,6 +251,6 @@ class PairScorer:
 
     def __call__(self, queries: Sequence[str], rows: IdArray, items: IdArray) -> FloatArray:
         """Score the pairs; see `Scorer`."""
-        asked, texts = _by_position(queries), _by_position(self._item_texts)
+        asked, texts = by_position(queries), by_position(self._item_texts)
         pairs = [(asked[r], texts[i]) for r, i in zip(rows.tolist(), items.tolist(), strict=True)]
         return np.asarray(self._predict(pairs), dtype=np.float32)

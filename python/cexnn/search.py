@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from cexnn import _core
-from cexnn.progress import progress_bar
 from cexnn.schedule import SHORTLIST, confident, resolve_rounds, round_sizes
 from cexnn.score_csr import csr_from_pairs
-from cexnn.scorer import Scorer, ScorerError, call_scorer
+from cexnn.trace import RoundTrace, SearchTrace
 
-__all__ = ["SearchResult", "Session", "resolve_rounds", "run"]
+__all__ = ["SearchResult", "Session", "resolve_rounds"]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
@@ -38,12 +38,19 @@ class SearchResult:
         Pairs scored.
     scored : CSR (n_queries, n_items) float32
         Every score that was paid for. A stored zero is a score.
+    complete : (n_queries,) bool
+        Whether the query has spent its budget, or stopped because its best were found; False
+        where a deadline (or the caller of a `Session`) ended it before.
+    trace : SearchTrace or None
+        What the search did, where that was asked for.
     """
 
     ids: IdArray
     scores: FloatArray
     n_calls: IdArray
     scored: csr_array
+    complete: NDArray[np.bool_]
+    trace: SearchTrace | None = None
 
 
 class Session:
@@ -73,6 +80,8 @@ class Session:
         Items that the searcher can return; by default all.
     stop_confident : bool
         Whether a query whose k best are likely found spends no more; see `schedule.confident`.
+    trace : SearchTrace, optional
+        Where to note what the rounds take.
     """
 
     def __init__(
@@ -91,7 +100,11 @@ class Session:
         units: Units | None = None,
         n_searchable: int | None = None,
         stop_confident: bool = False,
+        trace: SearchTrace | None = None,
     ) -> None:
+        self.trace = trace
+        self._estimates: FloatArray | None = None  # of the next round's items, where traced
+        self._spent = (0.0, 0.0)  # seconds in their update and top-k
         self._searcher, self._model, self._priors = searcher, model, priors
         self._openers = openers
         self._n_items, self._k = n_items, k
@@ -153,6 +166,8 @@ class Session:
                 new = self._open() if self._round == 0 else self._next(size)
             stored, columns = np.nonzero(new >= 0)
             pending = (self._running[stored].astype(np.int32), new[stored, columns])
+            if self.trace is not None:
+                self._note(self.trace, *pending, (stored, columns))
             self._round, self._planned, self._pending = self._round + 1, None, pending
         rows, items = self._pending
         return rows.copy(), items.copy()
@@ -217,7 +232,16 @@ class Session:
             np.take_along_axis(self._scores, by_item, axis=1)[sorted_known],
             (self.n_queries, self._n_items),
         )
-        return SearchResult(ids, scores, self._counts.astype(np.int32), scored)
+        counts = self._counts.astype(np.int32)
+        return SearchResult(ids, scores, counts, scored, self._complete(), self.trace)
+
+    def _complete(self) -> NDArray[np.bool_]:
+        """Tell which queries have nothing left to be scored, (n_queries,) bool."""
+        complete = np.ones(self.n_queries, dtype=np.bool_)
+        if self._round < len(self._sizes):
+            complete[self._running] = False
+        complete[self._pending[0]] = False
+        return complete
 
     def _blank(self) -> tuple[IdArray, FloatArray]:
         """Return ids and scores of an answer with nothing in it."""
@@ -240,7 +264,7 @@ class Session:
 
     def _open(self) -> IdArray:
         """Open with the caller's items, filled up with the openers' best, taken in turn."""
-        size = self._sizes[0]
+        start, size = time.perf_counter(), self._sizes[0]
         given = [] if self._first is None else [self._first]
         if not given or (given[0] >= 0).sum(axis=1).min() < size:
             nothing: IdArray = np.empty(0, dtype=np.int32)
@@ -254,11 +278,31 @@ class Session:
         opening = np.empty((self.n_queries, size), dtype=np.int32)
         for row, ids in enumerate(candidates.tolist()):
             opening[row] = [i for i in dict.fromkeys(ids) if i >= 0][:size]
+        self._spent = 0.0, time.perf_counter() - start
         return opening
 
     def _next(self, size: int) -> IdArray:
         told = (*self._told(), self._priors, self._model, self._state)
-        return self._searcher.next_items(*told, size, self._num_threads)[0]
+        if self.trace is None:
+            return self._searcher.next_items(*told, size, self._num_threads)[0]
+        start = time.perf_counter()
+        factors = self._searcher.update(*told, self._num_threads)
+        middle = time.perf_counter()
+        ids, self._estimates = self._searcher.top_items(factors, *told[:2], size, self._num_threads)
+        self._spent = middle - start, time.perf_counter() - middle
+        return ids
+
+    def _note(
+        self, trace: SearchTrace, rows: IdArray, items: IdArray, place: tuple[NDArray[Any], ...]
+    ) -> None:
+        """Note a round that begins."""
+        nothing = np.full(len(rows), np.nan, dtype=np.float32)
+        estimates = nothing.copy()
+        if self._estimates is not None:
+            estimates = self._estimates[place]
+        update, top_k = (seconds * 1e3 for seconds in self._spent)
+        trace.rounds.append(RoundTrace(rows, items, estimates, nothing, update, top_k))
+        self._estimates, self._spent = None, (0.0, 0.0)
 
     def _plan(self) -> None:
         """Plan the next round, without the queries that are confident before it."""
@@ -272,6 +316,8 @@ class Session:
         known = self._known()
         found = np.where(known, self._units(self._scores, known), -np.inf)[self._running]
         going = ~confident(means, variances, found, self._k)
+        if self._estimates is not None:
+            self._estimates = self._estimates[going]
         kept = np.flatnonzero(going).astype(np.int32)
         grown, fresh = self._state, self._searcher.make_state(len(kept))
         self._running, self._priors, self._planned, self._state = (
@@ -292,32 +338,3 @@ class Session:
         known = np.arange(width) < counts[:, None]
         ids, scores = self._ids[self._running, :width], self._scores[self._running, :width]
         return indptr, ids[known], self._units(scores, known)[known]
-
-
-def run(
-    session: Session, scorer: Scorer, queries: Sequence[Any], *, progress: bool
-) -> SearchResult:
-    """Drive a session to its end with a scorer.
-
-    Raises
-    ------
-    ScorerError
-        The scorer failed. Its ``session`` holds every score obtained, those of the failed call
-        included. So does the attribute ``session`` of whatever else ends it, Ctrl-C say.
-    """
-    try:
-        with progress_bar(progress, session.n_rounds, description="search", unit="round") as bar:
-            while not session.done:
-                rows, items = session.ask()
-                session.tell(call_scorer(scorer, queries, rows, items))
-                bar.update(1)
-            return session.result()
-    except BaseException as error:  # whatever it is: the scores were paid for
-        error.session = session  # type: ignore[attr-defined]
-        if isinstance(error, ScorerError) and error.scores is not None:
-            try:
-                session.tell(error.scores, allow_missing=True)
-            except BaseException as second:
-                second.session = session  # type: ignore[attr-defined]
-                raise
-        raise

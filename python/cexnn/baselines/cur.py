@@ -12,9 +12,10 @@ from cexnn import _core
 from cexnn.baselines.anchors import Anchors
 from cexnn.checks import check_float, check_ids, check_int, check_matrix
 from cexnn.device import resolve_num_threads
+from cexnn.drive import run
 from cexnn.query_model import QueryModel
 from cexnn.scorer import Scorer, check_call
-from cexnn.search import SearchResult, Session, resolve_rounds, run
+from cexnn.search import SearchResult, Session, resolve_rounds
 
 __all__ = ["adacur", "anncur"]
 

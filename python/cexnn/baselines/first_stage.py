@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from cexnn.baselines.sessions import start
 from cexnn.checks import check_ids, check_int, check_matrix
+from cexnn.drive import run
 from cexnn.scorer import Scorer, check_call
-from cexnn.search import SearchResult, run
+from cexnn.search import SearchResult
 
 __all__ = ["retrieve_and_rerank"]
 

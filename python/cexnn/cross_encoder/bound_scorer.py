@@ -12,7 +12,7 @@ from cexnn.cross_encoder.pair_model import PairModel, ScoringStats
 from cexnn.cross_encoder.tokens import TokenLists, check_text
 from cexnn.scorer import FloatArray, IdArray
 
-__all__ = ["BoundCrossEncoder"]
+__all__ = ["BoundCrossEncoder", "check_numbers"]
 
 
 class BoundCrossEncoder:
@@ -66,8 +66,8 @@ class BoundCrossEncoder:
         ScorerError
             The model failed; ``scores`` holds what was obtained before.
         """
-        rows = _numbers(rows, len(queries), "rows")
-        items = _numbers(items, self.n_items, "items")
+        rows = check_numbers(rows, len(queries), "rows")
+        items = check_numbers(items, self.n_items, "items")
         if rows.shape != items.shape:
             raise ValueError(f"items: expected {len(rows)} as in rows, got {len(items)}")
         used, positions = np.unique(rows, return_inverse=True)
@@ -82,7 +82,8 @@ class BoundCrossEncoder:
         return self._model.score(PairTokens(lists, cut, self._items, local, items), rows=rows)
 
 
-def _numbers(numbers: IdArray, n: int, name: str) -> IdArray:
+def check_numbers(numbers: IdArray, n: int, name: str) -> IdArray:
+    """Return numbers below ``n`` as (p,) int32, or raise a ValueError that names them."""
     array = np.asarray(numbers)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(

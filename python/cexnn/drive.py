@@ -1,0 +1,234 @@
+"""Sessions driven to their end by a scorer, in a thread or on an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cexnn.engine import CallTrace, ScoringEngine
+from cexnn.pace import Pace, best_first
+from cexnn.progress import ProgressBar, progress_bar
+from cexnn.scorer import (
+    FloatArray,
+    IdArray,
+    Scorer,
+    call_scorer,
+    checked_scores,
+    naming_pairs,
+)
+from cexnn.search import SearchResult, Session
+
+__all__ = ["arun", "run"]
+
+
+class _Pairs(NamedTuple):
+    """What to score next: pairs, and where to note what that took."""
+
+    rows: IdArray
+    items: IdArray
+    trace: CallTrace | None
+
+
+_Rounds = Generator[_Pairs, FloatArray, SearchResult]
+
+
+def run(
+    session: Session,
+    scorer: Scorer,
+    queries: Sequence[Any],
+    *,
+    progress: bool = False,
+    pace: Pace | None = None,
+) -> SearchResult:
+    """Drive a session to its end, or to its deadline, with a scorer.
+
+    Raises
+    ------
+    ScorerError
+        The scorer failed. Its ``session`` holds every score obtained, those of the failed call
+        included. So does the attribute ``session`` of whatever else ends it, Ctrl-C say.
+    """
+    with (
+        _keeping_scores(session),
+        progress_bar(progress, session.n_rounds, description="search", unit="round") as bar,
+    ):
+        rounds = _rounds(session, pace, bar)
+        moved = _advance(rounds, None)
+        while isinstance(moved, _Pairs):
+            call = _with_options(scorer, moved.trace, pace)
+            missing = pace is not None and isinstance(scorer, ScoringEngine)
+            with _told_of_failure(rounds):
+                scores = call_scorer(call, queries, moved.rows, moved.items, allow_missing=missing)
+            moved = _advance(rounds, scores)
+        return moved
+
+
+async def arun(
+    session: Session,
+    scorer: Scorer,
+    queries: Sequence[Any],
+    *,
+    pace: Pace | None = None,
+    inline: bool = True,
+) -> SearchResult:
+    """Drive a session to its end, or to its deadline, without blocking the event loop.
+
+    Parameters
+    ----------
+    session, queries, pace
+        As in `run`.
+    scorer : Scorer
+        A `ScoringEngine` or a coroutine function is awaited; any other is called in the event
+        loop's default executor.
+    inline : bool
+        Whether a round's native step is short enough to be taken on the event loop itself.
+
+    Raises
+    ------
+    ScorerError
+        As in `run`; cancelled, it is the ``CancelledError`` that has the attribute ``session``.
+    """
+    with _keeping_scores(session), progress_bar(False, 0, description="", unit="") as bar:
+        rounds = _rounds(session, pace, bar)
+        scores: FloatArray | None = None
+        while True:
+            if inline:
+                moved = _advance(rounds, scores)
+            else:
+                moved = await _in_executor(_advance, rounds, scores)
+            if not isinstance(moved, _Pairs):
+                return moved
+            with _told_of_failure(rounds):
+                scores = await _score(scorer, queries, moved, pace)
+
+
+def _rounds(session: Session, pace: Pace | None, bar: ProgressBar) -> _Rounds:
+    """Go through the rounds of a search: yields pairs, is sent their scores, returns the result."""
+    clock = time.monotonic if pace is None else pace.clock
+    while not session.done:
+        if pace is not None and not pace.allows_a_round():
+            break
+        start = clock()
+        rows, items = session.ask()
+        if pace is not None:
+            pace.found(clock() - start)
+        at = np.arange(len(rows))  # within the round
+        while len(rows):
+            n = len(rows) if pace is None else pace.fitting(len(rows))
+            if n == 0:
+                return session.result()
+            chosen = np.arange(n) if n == len(rows) else best_first(rows, n)
+            noted = None if session.trace is None else session.trace.rounds[-1]
+            call = None if noted is None else noted.call
+            start = clock()
+            told = np.full(len(rows), np.nan, dtype=np.float32)
+            try:
+                scores = yield _Pairs(rows[chosen], items[chosen], call)
+            except BaseException as error:  # what it has got was paid for
+                obtained = getattr(error, "scores", None)
+                if obtained is not None:
+                    told[chosen] = obtained
+                    session.tell(told, allow_missing=True)
+                raise
+            seconds = clock() - start
+            told[chosen] = scores
+            if noted is not None:
+                noted.score_ms += seconds * 1e3
+                noted.scores[at] = told
+            session.tell(told, allow_missing=pace is not None)
+            if pace is None:
+                break
+            pace.scored(n, seconds)
+            if np.isnan(scores).any():  # the engine came to the deadline
+                return session.result()
+            waiting = np.isnan(told)
+            rows, items, at = rows[waiting], items[waiting], at[waiting]
+        bar.update(1)
+    return session.result()
+
+
+def _advance(rounds: _Rounds, scores: FloatArray | None) -> _Pairs | SearchResult:
+    """Take the next step of a search: what to score next, or the result."""
+    try:
+        return next(rounds) if scores is None else rounds.send(scores)
+    except StopIteration as end:
+        result: SearchResult = end.value
+        return result
+
+
+def _with_options(scorer: Scorer, trace: CallTrace | None, pace: Pace | None) -> Scorer:
+    if not isinstance(scorer, ScoringEngine):
+        return scorer
+    return functools.partial(scorer, deadline=None if pace is None else pace.end, trace=trace)
+
+
+async def _score(
+    scorer: Scorer, queries: Sequence[Any], pairs: _Pairs, pace: Pace | None
+) -> FloatArray:
+    """Score pairs, those not there at the deadline as NaN."""
+    rows, items, trace = pairs
+    with naming_pairs(rows, items):
+        if isinstance(scorer, ScoringEngine):
+            end = None if pace is None else pace.end
+            returned: Any = await scorer.score(queries, rows, items, deadline=end, trace=trace)
+        else:
+            call: asyncio.Future[Any]
+            if _is_async(scorer):
+                asked: Any = scorer(queries, rows, items)
+                call = asyncio.ensure_future(asked)
+            else:
+                loop = asyncio.get_running_loop()
+                call = loop.run_in_executor(None, scorer, queries, rows, items)
+            try:
+                await asyncio.wait([call], timeout=None if pace is None else pace.left)
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+            if not call.done():
+                call.cancel()  # a thread goes on, but nobody waits for it
+                return np.full(len(rows), np.nan, dtype=np.float32)
+            returned = call.result()
+    return checked_scores(returned, rows, items, allow_missing=pace is not None)
+
+
+def _is_async(scorer: Scorer) -> bool:
+    return inspect.iscoroutinefunction(scorer) or inspect.iscoroutinefunction(
+        getattr(scorer, "__call__", None)  # noqa: B004
+    )
+
+
+async def _in_executor(step: Any, *arguments: Any) -> Any:
+    """Call in a thread; cancelled, return only when the thread has let go of the session."""
+    call = asyncio.get_running_loop().run_in_executor(None, step, *arguments)
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        await asyncio.wait([call])
+        raise
+
+
+@contextmanager
+def _told_of_failure(rounds: _Rounds) -> Iterator[None]:
+    """Raise what the scorer raised where the rounds wait for its scores."""
+    try:
+        yield
+    except BaseException as error:
+        rounds.throw(error)
+        raise
+
+
+@contextmanager
+def _keeping_scores(session: Session) -> Iterator[None]:
+    """Leave the session with whatever ends a search: its scores were paid for."""
+    try:
+        yield
+    except BaseException as error:
+        error.session = session  # type: ignore[attr-defined]
+        raise

@@ -1,0 +1,153 @@
+"""What the engine scores with: a bound cross-encoder, by tokens, or any scorer, by pairs."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder, check_numbers
+from cexnn.cross_encoder.pair_batches import PairTokens
+from cexnn.cross_encoder.tokens import TokenLists, check_text
+from cexnn.engine.submission import Limits, Work
+from cexnn.scorer import FloatArray, IdArray, Scorer, by_position, call_scorer
+
+__all__ = ["Backend", "PlainBackend", "TokenBackend", "Tokens"]
+
+_KEPT_TOKENS = 1 << 20  # of queries, so that the rounds of a search tokenize them once
+
+
+class Backend(Protocol):
+    """What the worker needs of a scorer; `pack` and `run` may go on in two threads at once."""
+
+    limits: Limits
+
+    def prepare(self, queries: Sequence[Any], rows: IdArray, items: IdArray) -> Work:
+        """Make pairs ready; in the caller's thread."""
+        ...
+
+    def pack(self, queries: Sequence[Any], rows: IdArray, items: IdArray, width: int) -> Any:
+        """Pack one batch of prepared pairs, of at most ``width`` tokens each."""
+        ...
+
+    def run(self, packed: Any) -> FloatArray:
+        """Score a packed batch, (n,) float32."""
+        ...
+
+    def renewed(self) -> Backend:
+        """Return a backend for a forked child, where the parent's threads are gone."""
+        ...
+
+
+class Tokens(NamedTuple):
+    """Token ids of a query, (n,) int32, and whether it was cut."""
+
+    ids: NDArray[np.int32]
+    cut: bool
+
+
+class TokenBackend:
+    """A `BoundCrossEncoder`: pairs are token ids, a batch is one call of its model."""
+
+    def __init__(
+        self, scorer: BoundCrossEncoder, batch_tokens: int | None, batch_pairs: int | None
+    ) -> None:
+        self._scorer, self._model = scorer, scorer.model
+        self.limits = Limits(
+            self._model.max_length, batch_tokens or self._model.batch_tokens, batch_pairs
+        )
+        self._queries: OrderedDict[str, Tokens] = OrderedDict()
+        self._n_tokens = 0
+        self._lock = threading.Lock()
+
+    def prepare(self, queries: Sequence[Any], rows: IdArray, items: IdArray) -> Work:
+        """Tokenize the queries that are new."""
+        rows = check_numbers(rows, len(queries), "rows")
+        items = check_numbers(items, self._scorer.n_items, "items")
+        used, positions = np.unique(rows, return_inverse=True)
+        local = positions.astype(np.int32)
+        texts = [check_text(queries[row], "queries[{}]", row) for row in used.tolist()]
+        tokens = self._tokenized(texts)
+        lengths = self._model.lengths(self._pairs(tokens, local, items))
+        return Work(tokens, local, items, lengths, rows, texts)
+
+    def pack(self, queries: Sequence[Any], rows: IdArray, items: IdArray, width: int) -> Any:
+        """Pack token ids into the inputs of the model."""
+        everything = np.arange(len(rows), dtype=np.int64)
+        return self._model.pack(self._pairs(queries, rows, items), everything, width)
+
+    def run(self, packed: Any) -> FloatArray:
+        """Run the model."""
+        return self._model.run(packed)
+
+    def renewed(self) -> TokenBackend:
+        """Load the model again: the threads of the parent's session are not in the child."""
+        scorer = BoundCrossEncoder(copy.copy(self._model), self._scorer.items)
+        return TokenBackend(scorer, self.limits.batch_tokens, self.limits.batch_pairs)
+
+    def _pairs(self, queries: Sequence[Tokens], rows: IdArray, items: IdArray) -> PairTokens:
+        offsets = np.zeros(len(queries) + 1, dtype=np.int64)
+        np.cumsum([len(one.ids) for one in queries], out=offsets[1:])
+        ids = np.concatenate([one.ids for one in queries]) if queries else np.empty(0, np.int32)
+        cut = np.array([one.cut for one in queries], dtype=np.bool_)
+        return PairTokens(TokenLists(offsets, ids), cut, self._scorer.items, rows, items)
+
+    def _tokenized(self, texts: list[str]) -> list[Tokens]:
+        with self._lock:
+            found = {text: self._queries[text] for text in texts if text in self._queries}
+            for text in found:
+                self._queries.move_to_end(text)
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        if new:
+            lists, cut = self._model.tokenize_queries(new, "queries[{}]")
+            parts = np.split(lists.ids, lists.offsets[1:-1])
+            fresh = {
+                text: Tokens(ids, bool(c)) for text, ids, c in zip(new, parts, cut, strict=True)
+            }
+            self._keep(fresh)
+            found |= fresh
+        return [found[text] for text in texts]
+
+    def _keep(self, fresh: dict[str, Tokens]) -> None:
+        with self._lock:
+            for text, tokens in fresh.items():
+                if text not in self._queries:  # another thread may have been first
+                    self._queries[text] = tokens
+                    self._n_tokens += len(tokens.ids)
+            while self._n_tokens > _KEPT_TOKENS and len(self._queries) > len(fresh):
+                self._n_tokens -= len(self._queries.popitem(last=False)[1].ids)
+
+
+class PlainBackend:
+    """Any `Scorer`: a batch is one call of it with the pairs of several callers."""
+
+    def __init__(self, scorer: Scorer, batch_pairs: int) -> None:
+        self._scorer = scorer
+        self.limits = Limits(max_length=1, batch_tokens=batch_pairs)  # pairs are all alike
+
+    def prepare(self, queries: Sequence[Any], rows: IdArray, items: IdArray) -> Work:
+        """Take the queries as they are."""
+        rows = check_numbers(rows, len(queries), "rows")
+        items = check_numbers(items, getattr(self._scorer, "n_items", 2**31 - 1), "items")
+        used, local = np.unique(rows, return_inverse=True)
+        asked = by_position(queries)
+        chosen = [asked[row] for row in used.tolist()]
+        lengths = np.ones(len(rows), dtype=np.int64)
+        return Work(chosen, local.astype(np.int32), items, lengths, rows, chosen)
+
+    def pack(self, queries: Sequence[Any], rows: IdArray, items: IdArray, width: int) -> Any:
+        """Nothing to pack."""
+        return queries, rows, items
+
+    def run(self, packed: Any) -> FloatArray:
+        """Call the scorer."""
+        return call_scorer(self._scorer, *packed)
+
+    def renewed(self) -> PlainBackend:
+        """Return itself: what a scorer does about a fork is its own affair."""
+        return self

@@ -1,0 +1,349 @@
+"""The scoring engine: one owner of the model for everybody who searches."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn.checks import check_float, check_int
+from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
+from cexnn.engine.backends import Backend, PlainBackend, TokenBackend
+from cexnn.engine.call_trace import CallTrace
+from cexnn.engine.pair_cache import PairCache
+from cexnn.engine.report import EngineObserver, EngineStats
+from cexnn.engine.submission import Submission
+from cexnn.engine.worker import EngineBusyError, Worker
+from cexnn.scorer import FloatArray, IdArray, Scorer
+
+__all__ = ["EngineBusyError", "ScoringEngine"]
+
+_PLAIN_PAIRS = 256  # of a batch, where pairs have no lengths to go by
+
+
+class ScoringEngine:
+    """A `Scorer` that scores the pairs of many searches in common batches.
+
+    Searches in threads, and on event loops through `Index.asearch`, hand in the pairs of their
+    rounds; one thread packs what waits into batches of like length while another runs the model.
+    Every batch holds pairs of whoever is due first (the oldest call, or one whose deadline is
+    near), so that nobody starves. Pairs wait in a queue of bounded size.
+
+    A batch that fails reaches only the calls with pairs in it: they get a `ScorerError` with the
+    scores obtained before. A call that is cancelled, or whose deadline has come, leaves the queue
+    at once: what is in a batch already is paid for, the rest is not.
+
+    Parameters
+    ----------
+    scorer : Scorer
+        What `CrossEncoder.bind` returns: batches are filled by tokens, and a query is tokenized
+        once for all rounds. Or any other scorer, which gets the pairs of several callers in one
+        call, its ``queries`` a list of those needed; it is never called twice at once.
+    max_batch_tokens : int, optional
+        Rows times width of a batch at most, padding included; default: the cross-encoder's
+        ``batch_tokens``. For a bound cross-encoder only.
+    max_batch_pairs : int, optional
+        Pairs of a batch at most; default no limit for a bound cross-encoder, else 256.
+    max_wait_ms : float
+        Milliseconds that pairs wait for company at most while the model has nothing to do.
+    max_queued_pairs : int
+        Pairs that wait at most; a call that does not fit stands in line (and if the queue is
+        empty, any call fits).
+    cache_pairs : int
+        Scores kept at most, by query and item, so that a repeated question costs nothing; queries
+        must be hashable. None by default.
+    observer : EngineObserver, optional
+        Told of each batch; `cexnn.engine.PrometheusObserver`, say.
+
+    Raises
+    ------
+    ValueError
+        A bad argument, named.
+
+    Notes
+    -----
+    Safe to use from several threads and event loops. The threads start with the first pairs, and
+    again in a forked child, which loads the model again and starts with an empty queue. An engine
+    is closed by `close`, as a context manager, when nobody holds it any more, or when the
+    interpreter exits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> table = np.float32([[5, 1, 4], [0, 2, 3]])
+    >>> def scorer(queries, rows, items):
+    ...     return table[np.array(queries)[rows], items]
+    >>> with ScoringEngine(scorer) as engine:
+    ...     engine([0, 1], np.int32([0, 0, 1]), np.int32([0, 2, 2]))
+    array([5., 4., 3.], dtype=float32)
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        max_batch_tokens: int | None = None,
+        max_batch_pairs: int | None = None,
+        max_wait_ms: float = 1.0,
+        max_queued_pairs: int = 65536,
+        cache_pairs: int = 0,
+        observer: EngineObserver | None = None,
+    ) -> None:
+        check_float("max_wait_ms", max_wait_ms, minimum=0)
+        check_int("max_queued_pairs", max_queued_pairs, minimum=1)
+        check_int("cache_pairs", cache_pairs, minimum=0)
+        if observer is not None and not callable(getattr(observer, "on_batch", None)):
+            raise ValueError(f"observer: expected one with on_batch, got {type(observer).__name__}")
+        n_items = getattr(scorer, "n_items", None)
+        self.n_items: int | None = n_items if isinstance(n_items, int) else None
+        self.observer = observer
+        self._cache = PairCache(cache_pairs) if cache_pairs else None
+        self._worker = Worker(
+            _backend(scorer, max_batch_tokens, max_batch_pairs),
+            max_wait=max_wait_ms / 1e3,
+            max_queued_pairs=max_queued_pairs,
+            cache=self._cache,
+            observer=observer,
+        )
+        weakref.finalize(self, self._worker.close, drain=False)
+        _renew_in_children(self._worker)
+
+    @property
+    def stats(self) -> EngineStats:
+        """What the engine has done so far, and what waits."""
+        return self._worker.stats
+
+    @property
+    def closed(self) -> bool:
+        """Whether the engine takes no more pairs."""
+        return self._worker.closed
+
+    def check_room(self, n_pairs: int = 1) -> None:
+        """Refuse work before it is begun, where ``n_pairs`` more would have to stand in line.
+
+        Raises
+        ------
+        EngineBusyError
+            The queue is full.
+        """
+        check_int("n_pairs", n_pairs, minimum=1)
+        self._worker.check_room(n_pairs)
+
+    def close(self, *, drain: bool = True) -> None:
+        """Take no more pairs, and return when nothing is under way any more.
+
+        Parameters
+        ----------
+        drain : bool
+            Score what waits. Else only batches under way are finished, and whoever has pairs left
+            gets a `ScorerError` with the scores obtained.
+        """
+        self._worker.close(drain=drain)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close(drain=kind is None)
+
+    def __call__(
+        self,
+        queries: Sequence[Any],
+        rows: IdArray,
+        items: IdArray,
+        *,
+        deadline: float | None = None,
+        wait: bool = True,
+        trace: CallTrace | None = None,
+    ) -> FloatArray:
+        """Score pairs, as any `Scorer` does; blocks until they are scored.
+
+        Parameters
+        ----------
+        queries : sequence
+            Query texts, or whatever the scorer takes.
+        rows, items : (p,) int32
+            Pair ``j`` is (``queries[rows[j]]``, item ``items[j]``).
+        deadline : float, optional
+            Return by then (seconds, `time.monotonic`) with the scores there are; NaN for the rest.
+        wait : bool
+            Whether to stand in line where the queue is full.
+        trace : CallTrace, optional
+            Where to note what the call took.
+
+        Returns
+        -------
+        (p,) float32
+
+        Raises
+        ------
+        ScorerError
+            The scorer failed on one of the pairs; ``scores`` holds what was obtained.
+        EngineBusyError
+            The queue is full, and ``wait`` is false.
+        RuntimeError
+            The engine is closed.
+        """
+        done = threading.Event()
+        call = self._begin(queries, rows, items, deadline, wait, trace, done.set)
+        if call.submission is None:
+            return call.scores
+        try:
+            done.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+        except BaseException as error:  # Ctrl-C: what was paid for stays with it
+            error.scores = self._leave(call)  # type: ignore[attr-defined]
+            raise
+        return self._end(call)
+
+    async def score(
+        self,
+        queries: Sequence[Any],
+        rows: IdArray,
+        items: IdArray,
+        *,
+        deadline: float | None = None,
+        wait: bool = True,
+        trace: CallTrace | None = None,
+    ) -> FloatArray:
+        """Score pairs without blocking the event loop.
+
+        Parameters, results and errors are those of a plain call. Cancelled, its pairs leave the
+        queue, and the ``scores`` of the ``CancelledError`` hold what was obtained.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def settle() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        on_done = functools.partial(loop.call_soon_threadsafe, settle)
+        call = self._begin(queries, rows, items, deadline, wait, trace, on_done)
+        if call.submission is None:
+            return call.scores
+        timer = None
+        if deadline is not None:
+            timer = loop.call_later(max(0.0, deadline - time.monotonic()), settle)
+        try:
+            await done
+        except BaseException as error:  # cancelled: what was paid for stays with it
+            error.scores = self._leave(call)  # type: ignore[attr-defined]
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return self._end(call)
+
+    def _begin(
+        self,
+        queries: Sequence[Any],
+        rows: IdArray,
+        items: IdArray,
+        deadline: float | None,
+        wait: bool,
+        trace: CallTrace | None,
+        on_done: Callable[[], Any],
+    ) -> _Call:
+        """Hand in the pairs whose scores are not known."""
+        work = self._worker.backend.prepare(queries, rows, items)
+        scores: FloatArray = np.full(len(work.rows), np.nan, dtype=np.float32)
+        if self._cache is not None and len(scores):
+            keys = _hashable(work.keys)
+            scores = self._cache.get([keys[row] for row in work.rows.tolist()], work.items)
+        unknown = np.flatnonzero(np.isnan(scores))
+        n_cached = len(scores) - len(unknown)
+        if n_cached:
+            self._worker.count_cached(n_cached)
+            work = work.only(unknown)
+        if trace is not None:
+            trace.n_cached += n_cached
+        if len(unknown) == 0:
+            return _Call(scores, unknown, None)
+        submission = Submission(
+            work,
+            arrived=time.monotonic(),
+            deadline=np.inf if deadline is None else deadline,
+            on_done=on_done,
+            trace=trace,
+        )
+        self._worker.submit(submission, wait=wait)
+        return _Call(scores, unknown, submission)
+
+    def _leave(self, call: _Call) -> FloatArray:
+        """Take out what waits, and return the scores there are."""
+        assert call.submission is not None
+        call.scores[call.unknown] = self._worker.withdraw(call.submission)
+        return call.scores
+
+    def _end(self, call: _Call) -> FloatArray:
+        scores, one = self._leave(call), call.submission
+        assert one is not None
+        if one.trace is not None:
+            taken = (time.monotonic() - one.arrived) * 1e3
+            one.trace.queue_ms += max(0.0, taken - one.trace.pack_ms - one.trace.model_ms)
+        if one.error is not None:
+            one.error.scores = scores
+            raise one.error
+        return scores
+
+
+class _Call:
+    """A call under way: what is known, which pairs are not, and their submission."""
+
+    def __init__(
+        self, scores: FloatArray, unknown: NDArray[np.int64], submission: Submission | None
+    ) -> None:
+        self.scores, self.unknown, self.submission = scores, unknown, submission
+
+
+def _backend(scorer: Scorer, max_batch_tokens: int | None, max_batch_pairs: int | None) -> Backend:
+    if not callable(scorer):
+        raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}")
+    if max_batch_pairs is not None:
+        check_int("max_batch_pairs", max_batch_pairs, minimum=1)
+    if isinstance(scorer, BoundCrossEncoder):
+        if max_batch_tokens is not None:
+            check_int("max_batch_tokens", max_batch_tokens, minimum=scorer.model.max_length)
+        return TokenBackend(scorer, max_batch_tokens, max_batch_pairs)
+    if max_batch_tokens is not None:
+        raise ValueError(
+            "max_batch_tokens: expected None with a scorer that is not a bound cross-encoder, "
+            f"got {max_batch_tokens}; limit max_batch_pairs"
+        )
+    return PlainBackend(scorer, max_batch_pairs or _PLAIN_PAIRS)
+
+
+def _hashable(keys: Sequence[Any]) -> Sequence[Any]:
+    try:
+        for key in keys:
+            hash(key)
+    except TypeError as error:
+        raise ValueError(f"queries: expected hashable ones with cache_pairs, {error}") from error
+    return keys
+
+
+def _renew_in_children(worker: Worker) -> None:
+    """Have a forked child start the worker anew, as long as there is one."""
+    alive = weakref.ref(worker)
+
+    def renew() -> None:
+        found = alive()
+        if found is not None:
+            found.after_fork()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=renew)

@@ -1,0 +1,107 @@
+"""What a search can still do before its deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn.checks import check_float
+from cexnn.engine.rate import Rate
+
+__all__ = ["Pace", "best_first", "make_pace"]
+
+_FINISH = 0.003  # seconds kept to put the answer together and hand it over
+_TRIAL = 8  # pairs to learn a scorer's rate from
+
+
+class Pace:
+    """The time left, and what fits into it, by what rounds and calls have taken so far.
+
+    Parameters
+    ----------
+    deadline_ms : float
+        Milliseconds from now.
+    timed : bool
+        Whether the scorer itself returns at a deadline, as a `ScoringEngine` does. Else a call is
+        made no larger than will most likely be done in time.
+    clock : callable
+        Seconds, as `time.monotonic`.
+    """
+
+    def __init__(
+        self, deadline_ms: float, *, timed: bool, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.clock = clock
+        self.end = clock() + deadline_ms / 1e3 - _FINISH
+        self._timed = timed
+        self._rounds, self._calls = Rate(), Rate()
+
+    @property
+    def left(self) -> float:
+        """Seconds left, not below 0."""
+        return max(0.0, self.end - self.clock())
+
+    def allows_a_round(self) -> bool:
+        """Whether the next round's pairs can be found, and some of them scored."""
+        return self._rounds.seconds(1) + self._calls.seconds(1) < self.left
+
+    def fitting(self, n_pairs: int) -> int:
+        """Of so many pairs, how many to score next; 0 where none will be done in time."""
+        if self.left == 0:
+            return 0
+        if self._timed:
+            return n_pairs
+        if not self._calls.known:
+            return min(n_pairs, _TRIAL)
+        return min(n_pairs, self._calls.units_within(self.left))
+
+    def found(self, seconds: float) -> None:
+        """Learn from the finding of a round's pairs."""
+        self._rounds.add(1, seconds)
+
+    def scored(self, n_pairs: int, seconds: float) -> None:
+        """Learn from a call of the scorer."""
+        if not self._timed:
+            self._calls.add(n_pairs, seconds)
+
+
+def make_pace(deadline_ms: float | None, *, timed: bool) -> Pace | None:
+    """Return a `Pace` from now on; None where there is no deadline.
+
+    Raises
+    ------
+    ValueError
+        Not a number above 0.
+    """
+    if deadline_ms is None:
+        return None
+    if check_float("deadline_ms", deadline_ms, minimum=0) == 0:
+        raise ValueError(f"deadline_ms: expected a number above 0, got {deadline_ms!r}")
+    return Pace(float(deadline_ms), timed=timed)
+
+
+def best_first(rows: NDArray[np.int32], n: int) -> NDArray[np.int64]:
+    """Choose ``n`` pairs fairly: each query's first, then each one's second, and so on.
+
+    Parameters
+    ----------
+    rows : (p,) int32
+        Query rows, ascending, each query's best item first.
+    n : int
+
+    Returns
+    -------
+    (n,) int64
+        Ascending positions.
+
+    Examples
+    --------
+    >>> best_first(np.int32([0, 0, 0, 2, 2]), 3)
+    array([0, 1, 3])
+    """
+    sizes = np.unique(rows, return_counts=True)[1]
+    rank = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(np.argsort(rank, kind="stable")[:n])
