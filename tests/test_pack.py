@@ -112,6 +112,35 @@ def test_many_pairs(device):
         pack(device, queries, items, rows, item_ids, *BERT, 16, 19)
 
 
+def pack_on_device(queries, items, rows, item_ids, width):
+    """Pack with everything on the device that may lie there."""
+    outputs = [_core.DeviceArray.empty((len(rows), width), np.int64) for _ in range(3)]
+    changes = {
+        "queries": tuple(map(_core.DeviceArray, lists(*queries))),
+        "items": tuple(map(_core.DeviceArray, lists(*items))),
+        "rows": _core.DeviceArray(np.array(rows, dtype=np.int32)),
+        "item_ids": _core.DeviceArray(np.array(item_ids, dtype=np.int32)),
+        **dict(zip(("input_ids", "attention_mask", "token_type_ids"), outputs, strict=True)),
+    }
+    pack("cuda", queries, items, rows, item_ids, *BERT, 16, width, changes)
+    return [output.numpy() for output in outputs]
+
+
+def test_cuda_packs_where_the_tokens_lie():
+    if not _core.cuda_available():
+        pytest.skip("no CUDA device, or a build without CUDA")
+    rng = np.random.default_rng(0)
+    queries, items = ([rng.integers(200, 999, n).tolist() for n in range(9)] for _ in range(2))
+    rows, item_ids = (rng.integers(0, 9, 50).tolist() for _ in range(2))
+    expected = pack_plainly(queries, items, rows, item_ids, *BERT, 0, 1, (3, 0), 16, 19)
+    got = pack_on_device(queries, items, rows, item_ids, 19)
+    for array, wanted in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+    for wrong, message in ((9, "rows: expected a number from 0 to 8, got 9"), (-1, "rows")):
+        with pytest.raises(ValueError, match=message):
+            pack_on_device(queries, items, [0, 1, wrong], [0, 1, 2], 19)
+
+
 def test_a_pair_by_hand(device):
     ids, mask, types = pack(device, [[11, 12]], [[21, 22, 23, 24]], [0], [0], *BERT, 8, 10)
     assert ids.tolist() == [[101, 11, 12, 102, 21, 22, 23, 102, 3, 3]]

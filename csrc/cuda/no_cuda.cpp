@@ -15,6 +15,12 @@ namespace {
 
 bool available() noexcept { return false; }
 
+std::shared_ptr<void> allocate(std::int64_t) { refuse(); }
+
+void copy_bytes(const void*, void*, std::int64_t) { refuse(); }
+
+void wait_for_default_stream() { refuse(); }
+
 void ridge(const RidgeProblem&, MatrixView<float>) { refuse(); }
 
 std::unique_ptr<AlsSolver> make_als_solver(const AlsProblem&) { refuse(); }

@@ -30,6 +30,19 @@ bool available() noexcept {
   return found;
 }
 
+std::shared_ptr<void> allocate(std::int64_t bytes) {
+  if (!available()) throw std::runtime_error("device 'cuda': no CUDA device");
+  void* data = DeviceMemory::allocate(static_cast<std::size_t>(bytes > 0 ? bytes : 1));
+  return {data, &DeviceMemory::release};
+}
+
+void copy_bytes(const void* from, void* to, std::int64_t bytes) {
+  if (bytes > 0)
+    check(cudaMemcpy(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault), "cudaMemcpy");
+}
+
+void wait_for_default_stream() { check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize"); }
+
 const DeviceProperties& device_properties() {
   static const DeviceProperties properties = read_properties();
   return properties;

@@ -3,15 +3,27 @@
 Arrays are C-contiguous and of exactly the type given; nothing is converted. ``indptr``,
 ``indices`` and ``values`` are the three arrays of a CSR matrix with one row a query. ``device`` is
 "cpu" or "cuda"; "cuda" where `cuda_available` is false is a RuntimeError.
+
+With "cuda" every array but ``indptr`` may also lie on the device: a `DeviceArray`, or whatever else
+lends itself by DLPack, a tensor of torch or an array of CuPy. It is used where it lies. Results are
+`DeviceArray` then: those of ``ridge`` if ``factors`` is on the device, of ``update`` and
+``next_items`` if ``priors``, of ``top_items`` if ``query_factors``, of ``posterior`` if ``items``.
 """
 
+from collections.abc import Sequence
+from typing import Any, Protocol
+
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
+
+class _OnDevice(Protocol):
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __dlpack__(self, *, stream: int | None = None) -> Any: ...
 
 _Floats = NDArray[np.float32]
 _Ids = NDArray[np.int32]
 _Offsets = NDArray[np.int64]
-_TokenLists = tuple[_Offsets, _Ids]
+_TokenLists = tuple[_Offsets | _OnDevice, _Ids | _OnDevice]
 
 def instruction_set() -> str: ...
 def cuda_available() -> bool: ...
@@ -28,20 +40,43 @@ def ridge(
 def pack_pairs(
     queries: _TokenLists,
     items: _TokenLists,
-    rows: _Ids,
-    item_ids: _Ids,
-    constants: _TokenLists,
+    rows: _Ids | _OnDevice,
+    item_ids: _Ids | _OnDevice,
+    constants: tuple[_Offsets, _Ids],
     constant_types: _Ids,
     query_type: int,
     item_type: int,
     pad_id: int,
     pad_type: int,
     max_length: int,
-    input_ids: NDArray[np.int64],
-    attention_mask: NDArray[np.int64],
-    token_type_ids: NDArray[np.int64],
+    input_ids: NDArray[np.int64] | _OnDevice,
+    attention_mask: NDArray[np.int64] | _OnDevice,
+    token_type_ids: NDArray[np.int64] | _OnDevice,
     device: str = "cpu",
 ) -> None: ...
+
+class DeviceArray:
+    """An array on the CUDA device; ``DeviceArray(array)`` copies NumPy's there, `numpy` back."""
+
+    def __init__(self, array: NDArray[Any]) -> None: ...
+    @staticmethod
+    def empty(shape: Sequence[int], dtype: DTypeLike) -> DeviceArray: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    def numpy(self) -> NDArray[Any]: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
 
 class AlsSolver:
     def __init__(

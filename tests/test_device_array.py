@@ -1,0 +1,144 @@
+"""Arrays on the CUDA device: to it, from it, and lent by DLPack."""
+
+import gc
+
+import numpy as np
+import pytest
+
+from cexnn import _core
+
+CUDA = 2  # of DLPack's devices
+needs_cuda = pytest.mark.skipif(
+    not _core.cuda_available(), reason="no CUDA device, or a build without CUDA"
+)
+
+
+class Lender:
+    """Lends another's array by DLPack, and nothing else; counts."""
+
+    def __init__(self, array, device=(CUDA, 0)):
+        self.array, self.device, self.streams = array, device, []
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, *, stream=None):
+        self.streams.append(stream)
+        return self.array.__dlpack__()
+
+
+def pack_rows(device, rows, n=1, outputs=None):
+    """Pack pairs of the one query and the one item there are; ``rows`` are zeros."""
+    outputs = outputs or [np.empty((n, 6), dtype=np.int64) for _ in range(3)]
+    constants = (np.int64([0, 1, 2, 3]), np.int32([101, 102, 102]))
+    one = np.int64([0, 1])
+    _core.pack_pairs(
+        (one, np.int32([11])), (one, np.int32([21])), rows, np.zeros(n, np.int32),
+        constants, np.int32([0, 0, 1]), 0, 1, 3, 0, 8, *outputs, device,
+    )  # fmt: skip
+    return outputs[0]
+
+
+PACKED = [101, 11, 102, 21, 102, 3]
+
+
+def test_without_cuda_there_is_none():
+    if _core.cuda_available():
+        pytest.skip("there is a CUDA device")
+    with pytest.raises(RuntimeError, match="CUDA"):
+        _core.DeviceArray(np.zeros(3))
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "int32", "uint16", "int8"])
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (3, 5), (2, 0, 4)])
+def test_cuda_there_and_back(dtype, shape):
+    array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    there = _core.DeviceArray(array)
+    assert (there.shape, there.dtype) == (shape, np.dtype(dtype))
+    back = there.numpy()
+    assert back.dtype == array.dtype
+    assert np.array_equal(back, array)
+    empty = _core.DeviceArray.empty(shape, dtype)
+    assert empty.numpy().shape == shape
+
+
+@needs_cuda
+def test_cuda_arrays_tell_other_libraries_what_they_are():
+    array = _core.DeviceArray(np.zeros((3, 5), dtype=np.float32))
+    assert array.__dlpack_device__() == (CUDA, 0)
+    told = array.__cuda_array_interface__
+    assert told["shape"] == (3, 5)
+    assert told["typestr"] == "<f4"
+    assert told["version"] == 3
+    assert told["data"][0] % 16 == 0
+    with pytest.raises(BufferError, match="dl_device"):
+        array.__dlpack__(dl_device=(1, 0))
+    with pytest.raises(BufferError, match="copy"):
+        array.__dlpack__(copy=True)
+    for name in ("strided", "text"):
+        wrong = np.zeros((4, 6))[:, ::2] if name == "strided" else np.array(["a"])
+        with pytest.raises(ValueError, match="array|dtype"):
+            _core.DeviceArray(wrong).__dlpack__()
+    with pytest.raises(ValueError, match="shape"):
+        _core.DeviceArray.empty((2, -1), "float32")
+
+
+@needs_cuda
+def test_cuda_arrays_are_asked_for_on_the_default_stream():
+    lender = Lender(_core.DeviceArray(np.int32([0])))
+    pack_rows("cuda", lender)
+    assert lender.streams == [1]
+
+
+@needs_cuda
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        (lambda: _core.DeviceArray(np.int64([0])), TypeError, "array of"),
+        (lambda: _core.DeviceArray(np.float32([0])), TypeError, "array of"),
+        (lambda: _core.DeviceArray(np.int32([[0]])), ValueError, "rows: expected 1 dimension"),
+        (lambda: Lender(_core.DeviceArray(np.int32([0])), (CUDA, 1)), ValueError, "device 1"),
+        (lambda: Lender(_core.DeviceArray(np.int32([0])), (1, 0)), TypeError, "array of"),
+    ],
+    ids=["int64", "float32", "two dimensions", "another device", "the host"],
+)
+def test_cuda_arrays_are_never_converted(rows, error, message):
+    with pytest.raises(error, match=message):
+        pack_rows("cuda", rows())
+
+
+@needs_cuda
+def test_cuda_arrays_are_refused_on_the_cpu():
+    rows = _core.DeviceArray(np.int32([0]))
+    with pytest.raises(ValueError, match="rows: expected a NumPy array with device 'cpu'"):
+        pack_rows("cpu", rows)
+
+
+@needs_cuda
+def test_cuda_memory_that_is_lent_outlives_its_owner():
+    array = _core.DeviceArray(np.int32([0]))
+    capsule = array.__dlpack__()
+    del array
+    gc.collect()
+
+    class Held:
+        __dlpack_device__ = staticmethod(lambda: (CUDA, 0))
+        __dlpack__ = staticmethod(lambda stream: capsule)
+
+    assert pack_rows("cuda", Held()).tolist() == [PACKED]
+    with pytest.raises(Exception, match="capsule|PyCapsule"):  # it was taken
+        pack_rows("cuda", Held())
+
+
+@needs_cuda
+def test_cuda_tensors_of_torch_go_in_and_out():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("torch has no CUDA device here")
+    rows = torch.zeros(3, dtype=torch.int32, device="cuda")
+    outputs = [torch.full((3, 6), -7, dtype=torch.int64, device="cuda") for _ in range(3)]
+    pack_rows("cuda", rows, 3, outputs)
+    assert outputs[0].tolist() == [PACKED] * 3
+    there = torch.from_dlpack(_core.DeviceArray(np.float32([1, 2])))
+    assert there.tolist() == [1, 2]
