@@ -36,12 +36,13 @@ std::shared_ptr<void> allocate(std::int64_t bytes) {
   return {data, &DeviceMemory::release};
 }
 
-void copy_bytes(const void* from, void* to, std::int64_t bytes) {
-  if (bytes > 0)
-    check(cudaMemcpy(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault), "cudaMemcpy");
-}
-
 void wait_for_default_stream() { check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize"); }
+
+void copy_bytes(const void* from, void* to, std::int64_t bytes) {
+  if (bytes == 0) return;
+  check(cudaMemcpy(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault), "cudaMemcpy");
+  wait_for_default_stream();  // cudaMemcpy may return once a host's array is read
+}
 
 const DeviceProperties& device_properties() {
   static const DeviceProperties properties = read_properties();

@@ -498,8 +498,11 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
   });
 }
 
+// Waits only for what goes to the host, as little as CUDA promises.
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+  const Lock lock(device_mutex);
   const cudaError_t status = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+  if (memory().in_arena(to)) return status;
   return status == cudaSuccess ? cudaStreamSynchronize(nullptr) : status;
 }
 

@@ -186,12 +186,18 @@ void test_streams() {
   other.wait();
   expect(seen == 3.0F, "a stream waits for an event of another");
 
+  const float one = 1.0F;
+  cudaMemcpy(values.data(), &one, sizeof one, cudaMemcpyDefault);
+  expect(downloaded(values, stream)[0] == 3.0F, "cudaMemcpy does not wait for the device");
+  cudaStreamSynchronize(nullptr);
+  expect(downloaded(values, stream)[0] == 1.0F, "the default stream does");
+
   Graph graph;
   graph.record(stream, [&] {
     launch(add_kernel, 1, 32, 0, stream, values.data(), 10.0F);
     launch(add_kernel, 1, 32, 0, stream, values.data(), 100.0F);
   });
-  expect(downloaded(values, stream)[0] == 3.0F, "recording runs nothing");
+  expect(downloaded(values, stream)[1] == 3.0F, "recording runs nothing");
   graph.replay(stream);
   graph.replay(stream);
   expect(downloaded(values, stream)[31] == 223.0F, "a graph runs as often as it is replayed");
