@@ -311,6 +311,16 @@ def test_embeddings_at_search_must_fit_the_build(world, table_scorer):
         build(world, "embeddings").search(scorer, range(world.n_queries))
 
 
+def test_embeddings_that_the_build_made_nothing_of_start_as_the_mean_query(world, table_scorer):
+    index = Index.build(world.scores, item_embeddings=world.items)
+
+    def search(**given):
+        scorer = table_scorer(world.table)
+        return index.search(scorer, range(len(world.table)), k=5, budget=20, **given)
+
+    np.testing.assert_array_equal(search(query_embeddings=world.queries).ids, search().ids)
+
+
 def test_embeddings_far_too_large_are_named(both, world):
     with pytest.raises(ValueError, match="^query_embeddings: expected numbers"):
         both.session(1, query_embeddings=np.full((1, world.items.shape[1]), 3e38, np.float32))

@@ -359,7 +359,7 @@ def _priors(
     """Where the queries of these rows start; without embeddings as the mean query."""
     if queries is None:
         return np.tile(mean_query, (len(rows), 1))
-    return query_priors(queries[rows], query_scale, query_map)
+    return query_priors(queries[rows], query_scale, query_map, mean_query)
 
 
 def _systems(

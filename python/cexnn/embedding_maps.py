@@ -32,9 +32,17 @@ def apply_map(embeddings: FloatArray, scale: float, found: FloatArray) -> FloatA
     return embeddings @ found if len(found) else embeddings * np.float32(scale)
 
 
-def query_priors(embeddings: FloatArray, scale: float, query_map: FloatArray) -> FloatArray:
-    """Query factors before any score is known, (n_queries, n_factors) float32; see `apply_map`."""
+def query_priors(
+    embeddings: FloatArray, scale: float, query_map: FloatArray, mean_query: FloatArray
+) -> FloatArray:
+    """Query factors before any score is known, (n_queries, n_factors) float32; see `apply_map`.
+
+    Where the map has no rows and the scale is 0, embeddings tell nothing of a query: all start as
+    the mean query.
+    """
     if len(query_map) == 0:
+        if scale == 0:
+            return np.tile(mean_query, (len(embeddings), 1))
         return embeddings * np.float32(scale)
     found = np.empty_like(embeddings)
     for row in range(len(embeddings)):  # one by one: the same bits in any batch

@@ -107,8 +107,8 @@ class SearchableIndex:
             `info`); for an index built without scores, from fewer than ten queries or of at most
             40 items, or for ``update="least_squares"``, one for each ten calls, at most 20.
         query_embeddings : (n_queries, n_dims) float, optional
-            Of the dual encoder that the index was built with. Without them a query starts as the
-            mean training query.
+            Of the dual encoder that the index was built with. Without them, or where the build
+            had none or could make nothing of them, a query starts as the mean training query.
         first : (n_queries, c) int, optional
             Item ids to open with, best first, from any retriever; -1 for none. By default, and
             where they do not fill the first round, the prior's best items, with and without
@@ -366,7 +366,7 @@ def _priors(
         raise ValueError("query_embeddings: expected None, the index was built without any")
     given = check_matrix("query_embeddings", query_embeddings, rows=n_queries, cols=learned.n_dims)
     with np.errstate(over="ignore", invalid="ignore"):
-        found = query_priors(given, learned.query_scale, learned.query_map)
+        found = query_priors(given, learned.query_scale, learned.query_map, learned.mean_query)
     if not np.isfinite(found).all() or np.abs(found).max(initial=0) > MAX_FACTOR:
         raise ValueError(
             "query_embeddings: expected numbers of the build's size, got far larger ones"
