@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from cexnn.texts import Text, read_lines, read_texts
+from cexnn.texts import Text, put_once, read_lines, read_texts
 
 __all__ = ["CORPUS", "QUERIES", "Qrels", "qrels_file", "read_part", "read_qrels", "read_split"]
 
@@ -150,11 +150,7 @@ def read_qrels(file: Iterable[bytes], name: str) -> Qrels:
             raise ValueError(
                 f"{name}:{number}: expected {form}, the last a whole number{header}, got {line!r}"
             ) from error
-        if item in qrels.setdefault(query, {}):
-            raise ValueError(
-                f"{name}:{number}: expected each item once a query, got {item!r} again"
-            )
-        qrels[query][item] = relevance
+        put_once(qrels.setdefault(query, {}), item, relevance, f"{name}:{number}")
     if not qrels:
         raise ValueError(f"{name}: expected relevance labels, one a line, got none")
     return qrels

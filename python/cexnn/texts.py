@@ -21,17 +21,20 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 __all__ = [
     "Text",
     "check_run_ids",
     "json_line",
+    "put_once",
     "read_lines",
     "read_run",
     "read_texts",
     "run_lines",
 ]
+
+_T = TypeVar("_T")
 
 EXTENSIONS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".tsv": "tsv", ".txt": "plain"}
 
@@ -208,13 +211,21 @@ def read_run(file: Iterable[bytes], name: str) -> dict[str, list[str]]:
             raise ValueError(
                 f"{name}:{number}: expected query id, Q0, item id, rank, score, tag"
             ) from error
-        of_query = ranked.setdefault(query, {})
-        if item in of_query:
-            raise ValueError(
-                f"{name}:{number}: expected each item once a query, got {item!r} again"
-            )
-        of_query[item] = place
+        put_once(ranked.setdefault(query, {}), item, place, f"{name}:{number}")
     return {query: sorted(items, key=items.__getitem__) for query, items in ranked.items()}
+
+
+def put_once(of_query: dict[str, _T], item: str, value: _T, line: str) -> None:
+    """Note what a line says of an item.
+
+    Raises
+    ------
+    ValueError
+        Another line did before.
+    """
+    if item in of_query:
+        raise ValueError(f"{line}: expected each item once a query, got {item!r} again")
+    of_query[item] = value
 
 
 def run_lines(query_id: str, hits: Iterable[Sequence[Any]], tag: str) -> Iterator[str]:
