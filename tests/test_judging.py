@@ -66,6 +66,12 @@ def test_a_query_with_labels_but_nothing_relevant_counts():
     np.testing.assert_array_equal(judge(np.int32([[1], [1]])), [[0, 1], [0, 1]])
 
 
+def test_a_query_without_answers_has_nothing():
+    judge = Judge([{1: 1}, {1: 1}], ["Judged@10", "nDCG@10"], 2)
+    np.testing.assert_array_equal(judge(np.int32([[-1], [1]])), [[0, 1], [0, 1]])
+    np.testing.assert_array_equal(judge(np.int32([[-1], [-1]])), np.zeros((2, 2)))
+
+
 def test_a_report_shows_that_exact_neighbours_may_be_worse():
     found = judged(["RR@4", "AP"])
     assert (found.n_queries, found.n_judged) == (3, 2)
@@ -128,6 +134,7 @@ def never(budget):
         ("judgments", [{}, {}, {}], ["RR@4"]),
         ("judgments", [{"d1": 1}, {}, {}], ["RR@4"]),
         ("judgments", [{1: 0.5}, {}, {}], ["RR@4"]),
+        ("judgments", [{-1: 1}, {}, {}], ["RR@4"]),
         ("judgments", [[1], {}, {}], ["RR@4"]),
     ],
 )

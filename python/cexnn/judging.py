@@ -53,7 +53,8 @@ class Judge:
     ----------
     judgments : sequence of mappings
         For each query, item row numbers to relevance, a whole number; empty for a query without
-        labels, which is not judged. An item without a label counts as not relevant.
+        labels, which is not judged. An item without a label counts as not relevant; one that no
+        answer holds, such as a number beyond all items, as missed.
     measures : sequence of str
         Names that ir-measures knows, such as ``"nDCG@10"``; distinct.
     n_queries : int
@@ -138,6 +139,10 @@ def _labels(judgments: Any, n_queries: int) -> dict[str, dict[str, int]]:
                 f"judgments: expected item row numbers to whole numbers, got {labels!r} "
                 f"for query {query}"
             )
+        if labels and (least := min(labels)) < 0:
+            raise ValueError(
+                f"judgments: expected item row numbers of at least 0, got {least} for query {query}"
+            )
         if labels:
             found[str(query)] = {str(item): int(label) for item, label in labels.items()}
     if not found:
@@ -152,6 +157,8 @@ def _calculate(
 
     columns = {query: column for column, query in enumerate(labels)}
     values = np.zeros((len(measures), len(columns)))
+    answered = [query for query in labels if run[query]]  # without answers all is 0
+    labels, run = ({query: of[query] for query in answered} for of in (labels, run))
     for query, measure, value in ir_measures.iter_calc(measures, labels, run):
         values[measures.index(measure), columns[query]] = value
     return values

@@ -70,22 +70,28 @@ def row_labels(
 ) -> list[dict[int, int]]:
     """Turn labels of ids into labels of row numbers, a dict for each query.
 
+    Items that the index does not have get numbers beyond its own: what is relevant of them counts
+    as missed, as trec_eval has it. Says on stderr how many there are.
+
     Raises
     ------
     click.ClickException
-        A label of an item that the index does not have.
+        The index has none of the labelled items.
     """
     rows = {item.id: row for row, item in enumerate(items)}
-    found = []
-    for query in queries:
-        of_query = labels.get(query.id, {})
-        unknown = next((item for item in of_query if item not in rows), None)
-        if unknown is not None:
-            raise refuse(
-                f"labels of query {query.id!r}: expected ids of items in the index, got {unknown!r}"
-            )
-        found.append({rows[item]: label for item, label in of_query.items()})
-    return found
+    asked = [labels.get(query.id, {}) for query in queries]
+    labelled = {item for of_query in asked for item in of_query}
+    unknown = sorted(labelled - rows.keys())
+    if unknown:
+        if len(unknown) == len(labelled):
+            raise refuse(f"labels: expected ids of items in the index, got {unknown[0]!r}")
+        click.echo(
+            f"{len(unknown)} of {len(labelled)} labelled items are not in the index, such as "
+            f"{unknown[0]!r}: they count as missed",
+            err=True,
+        )
+        rows |= {item: len(items) + at for at, item in enumerate(unknown)}
+    return [{rows[item]: label for item, label in of_query.items()} for of_query in asked]
 
 
 def run_text(
