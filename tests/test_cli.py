@@ -145,7 +145,7 @@ def test_embeddings_take_the_place_of_lsa(files, tmp_path):
         "--embeddings", files / "items.npy", "--ks", "1", "--budgets", "48",
     ).stdout  # fmt: skip
     assert [line.split("|")[2].strip() for line in table.splitlines()[2:]] == [
-        "retrieve-and-rerank", "axn", "cexnn",
+        "retrieve-and-rerank", "axn, mix 0", "cexnn",
     ]  # fmt: skip
 
 
@@ -299,6 +299,34 @@ def test_build_replaces_an_index_folder_and_nothing_else(files, tmp_path):
     )  # fmt: skip
     assert "is there already and is no index folder" in message
     assert [path.name for path in foreign.iterdir()] == ["config.json"]
+
+
+def test_an_interrupted_evaluation_scores_no_pair_of_the_exact_search_again(
+    files, index, tmp_path, monkeypatch
+):
+    from cexnn.cross_encoder import BoundCrossEncoder
+
+    score, calls = BoundCrossEncoder.__call__, []
+
+    def counted(self, queries, rows, items):
+        if len(calls) == 2:
+            calls.append(None)
+            raise KeyboardInterrupt
+        calls.append(len(rows))
+        return score(self, queries, rows, items)
+
+    monkeypatch.setattr(BoundCrossEncoder, "__call__", counted)
+    monkeypatch.setattr("cexnn.evaluate.CHUNK_SIZE", 48)
+    there = sorted(index.parent.iterdir())
+    command = ["evaluate", index, files / "asked.jsonl", "--ks", "1", "--budgets", "3"]
+    command += ["--method", "cexnn"]
+    result = run(*command, code=130)
+    [checkpoint] = set(index.parent.iterdir()) - set(there)
+    assert f"{checkpoint} keeps the scores so far: the same command goes on" in result.stderr
+    run(*command)
+    assert calls[:5] == [48, 48, None, 48, 48]
+    assert sum(calls[5:]) == 4 * 3  # what the method spends
+    assert sorted(index.parent.iterdir()) == there
 
 
 def test_an_interrupted_build_scores_no_pair_again(files, tmp_path, monkeypatch):

@@ -139,6 +139,17 @@ def test_labels_of_a_file_and_measures_by_name(beir, index, tmp_path):
     assert "exact search: 96 pairs" in of_folder.stderr  # the two queries that have labels
 
 
+def test_labelled_items_that_are_not_in_the_index_count_as_missed(beir, index, tmp_path):
+    qrels = tmp_path / "labels.txt"
+    qrels.write_text("q0 0 copy.a.file 1\nq0 0 gone 1\nq1 0 lost 1\n")
+    figures = tmp_path / "report.json"
+    result = run(
+        "evaluate", index, beir, *SMALL, "--qrels", qrels, "--measures", "R@48", "--json", figures
+    )  # fmt: skip
+    assert "2 of 3 labelled items are not in the index, such as 'gone'" in result.stderr
+    assert json.loads(figures.read_text())["judged"][-1]["value"] == 1 / 4  # 1 of 2, and 0 of 1
+
+
 def test_a_split_wants_a_folder(beir, index):
     queries = beir / "queries.jsonl"
     for command in (["evaluate", index, queries], ["search", index, queries]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,9 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cexnn.checks import check_ids, check_int
-from cexnn.progress import progress_bar
-from cexnn.score_csr import MAX_SIZE, csr_from_pairs
-from cexnn.scorer import Scorer, ScorerError, call_scorer, check_call
+from cexnn.score_csr import MAX_SIZE
+from cexnn.score_matrix import score_pairs
+from cexnn.scorer import Scorer, check_call
 
 __all__ = ["check_call", "exact", "found_shares", "recall"]
 
@@ -22,12 +23,18 @@ CHUNK_SIZE = 8192  # pairs in one call of the scorer, at most
 
 
 def exact(
-    scorer: Scorer, queries: Sequence[Any], n_items: int, k: int, *, progress: bool = False
+    scorer: Scorer,
+    queries: Sequence[Any],
+    n_items: int,
+    k: int,
+    *,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = False,
 ) -> tuple[IdArray, FloatArray]:
     """Find each query's ``k`` best items by scoring every pair.
 
-    It spends ``n_queries * n_items`` calls of the cross-encoder and keeps all their scores in
-    memory until it returns.
+    It spends ``n_queries * n_items`` calls of the cross-encoder, through `score_pairs`, and keeps
+    all their scores in memory until it returns.
 
     Parameters
     ----------
@@ -39,6 +46,9 @@ def exact(
         Number of items.
     k : int
         Number of answers a query.
+    checkpoint : str or path, optional
+        A file to keep the scores in, as `score_pairs` does: however a run ends, the next one goes
+        on from there.
     progress : bool
         A progress bar on stderr, if it is a terminal.
 
@@ -52,7 +62,9 @@ def exact(
     Raises
     ------
     ValueError
-        A bad argument, named, before any pair is scored.
+        A bad argument, named, before any pair is scored; a checkpoint of another job, or damaged.
+    RuntimeError
+        Another run is using the checkpoint.
     ScorerError
         The scorer failed. Its ``paid``, CSR (n_queries, n_items), holds every score obtained; so
         does the attribute ``paid`` of whatever else ends the scoring, such as a
@@ -75,42 +87,23 @@ def exact(
     k = check_int("k", k, minimum=1)
     ids = np.full((n_queries, k), -1, dtype=np.int32)  # too large for the memory: no score is lost
     scores = np.full((n_queries, k), np.nan, dtype=np.float32)
-    table = _score_all(scorer, queries, n_queries, n_items, progress)
+    rows = np.repeat(np.arange(n_queries, dtype=np.int32), n_items)
+    items = np.tile(np.arange(n_items, dtype=np.int32), n_queries)
+    found = score_pairs(
+        scorer,
+        queries,
+        rows,
+        items,
+        n_items=n_items,
+        checkpoint=checkpoint,
+        progress=progress,
+        chunk_size=CHUNK_SIZE,
+    )
     width = min(k, n_items)
-    for row, of_query in enumerate(table):
+    for row, of_query in enumerate(found.data.reshape(n_queries, n_items)):
         best = np.argsort(-of_query, kind="stable")[:width]
         ids[row, :width], scores[row, :width] = best, of_query[best]
     return ids, scores
-
-
-def _score_all(
-    scorer: Scorer, queries: Sequence[Any], n_queries: int, n_items: int, progress: bool
-) -> FloatArray:
-    table = np.full(n_queries * n_items, np.nan, dtype=np.float32)
-    with progress_bar(progress, len(table), description="score", unit="pair") as bar:
-        try:
-            for start in range(0, len(table), CHUNK_SIZE):
-                part = slice(start, min(start + CHUNK_SIZE, len(table)))
-                rows, items = _pairs(np.arange(part.start, part.stop), n_items)
-                try:
-                    table[part] = call_scorer(scorer, queries, rows, items)
-                except ScorerError as error:
-                    if error.scores is not None:
-                        table[part] = error.scores
-                    raise
-                bar.update(len(rows))
-        except BaseException as error:
-            known = np.flatnonzero(np.isfinite(table))
-            paid = csr_from_pairs(*_pairs(known, n_items), table[known], (n_queries, n_items))
-            error.paid = paid  # type: ignore[attr-defined]
-            raise
-    return table.reshape(n_queries, n_items)
-
-
-def _pairs(positions: NDArray[np.int64], n_items: int) -> tuple[IdArray, IdArray]:
-    """Query rows and item ids of positions in the table."""
-    rows, items = np.divmod(positions, n_items)
-    return rows.astype(np.int32), items.astype(np.int32)
 
 
 def found_shares(ids: ArrayLike, exact_ids: ArrayLike) -> NDArray[np.float64]:

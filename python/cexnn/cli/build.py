@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from cexnn.cli.support import (
     read_queries,
     read_text_file,
     refuse,
+    scores_file,
     split_option,
     threads_option,
 )
@@ -149,7 +148,7 @@ def build(
             read_embeddings("--embeddings", embeddings, len(item_texts)),
             read_embeddings("--query-embeddings", query_embeddings, len(query_texts)),
         )
-    path = Path(checkpoint) if checkpoint else _default_checkpoint(output, settings, item_texts)
+    path = Path(checkpoint) if checkpoint else scores_file(output, settings, item_texts)
     try:
         folder = _build(item_texts, query_texts, settings, given, checkpoint=path, **options)
     except KeyboardInterrupt:
@@ -194,12 +193,3 @@ def _build(
 
 def _absolute(model: str) -> str:
     return str(Path(model).absolute()) if Path(model).is_dir() else model
-
-
-def _default_checkpoint(output: Path, settings: Settings, items: Sequence[Text]) -> Path:
-    """Name a file after what the scores depend on and a checkpoint does not know."""
-    digest = hashlib.sha256(repr((settings, [item.text for item in items])).encode())
-    for path in find_model_files(settings.model):
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return output.absolute().with_name(f"{output.name}.{digest.hexdigest()[:12]}.scores")

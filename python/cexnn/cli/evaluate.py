@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from cexnn.cli.support import (
     read_embeddings,
     refuse,
     rounds_option,
+    scores_file,
     split_option,
     threads_option,
 )
@@ -91,6 +93,13 @@ OUTPUT = click.Path(dir_okay=False, path_type=Path)
     help="Write what was found to this folder: a TREC run of each method and budget, and "
     "exact.run.",
 )
+@click.option(
+    "--checkpoint",
+    type=OUTPUT,
+    help="File that keeps the exact search's scores, so that the same command goes on where it "
+    "was interrupted. One that you name is kept.  [default: beside the index, and removed at the "
+    "end]",
+)
 @device_option
 @threads_option
 def evaluate(
@@ -108,6 +117,7 @@ def evaluate(
     json_path: Path | None,
     plot: Path | None,
     runs: Path | None,
+    checkpoint: Path | None,
     device: str,
     num_threads: int | None,
 ) -> None:
@@ -116,7 +126,8 @@ def evaluate(
     The exact search scores every item for every query: choose a few dozen queries, other than
     those of the build. The table shows recall@k against calls of the cross-encoder for
     retrieve-and-rerank (the nearest items by the embeddings), for the search of the AXN paper on
-    the embeddings as they are, and for cexnn; seconds are for all queries together.
+    the embeddings as they are, and for cexnn; seconds are for all queries together. Interrupted,
+    the same command goes on with the exact search where it stopped.
 
     Of a folder in BEIR's format the queries are those that its labels (--split or --qrels) name,
     and the labels give measures such as nDCG@10. For recall alone, name its queries.jsonl.
@@ -154,8 +165,22 @@ def evaluate(
     comparison = Comparison(
         folder.index, retriever.scorer, asked, of_queries, of_items, given, num_threads
     )
+    kept_scores = checkpoint or scores_file(index, folder.settings, folder.items, texts)
+    if not os.access(kept_scores.absolute().parent, os.W_OK):
+        raise refuse(f"--checkpoint: expected a file in a folder to write to, got {kept_scores}")
     click.echo(f"exact search: {len(asked) * n_items:,} pairs", err=True)
-    exact_ids, scores = exact(retriever.scorer, asked, n_items, max(*ks, depth), progress=True)
+    try:
+        exact_ids, scores = exact(
+            retriever.scorer,
+            asked,
+            n_items,
+            max(*ks, depth),
+            checkpoint=kept_scores,
+            progress=True,
+        )
+    except KeyboardInterrupt:
+        click.echo(f"{kept_scores} keeps the scores so far: the same command goes on", err=True)
+        raise
     kept = {"exact": (exact_ids, scores)}
     found = comparison.report(
         names,
@@ -176,6 +201,8 @@ def evaluate(
             (runs / f"{name}.run").write_text(text, encoding="utf-8")
     if plot is not None:
         found.plot(plot)
+    if checkpoint is None:
+        kept_scores.unlink(missing_ok=True)
 
 
 def _item_embeddings(folder: IndexFolder, path: str | None) -> FloatArray | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn.beir import QUERIES, qrels_file, read_part, read_split
+from cexnn.cross_encoder.hub import find_model_files
+from cexnn.index_folder import Settings
 from cexnn.scorer import ScorerError
 from cexnn.texts import Text, read_texts
 
@@ -38,6 +41,7 @@ __all__ = [
     "read_text_file",
     "refuse",
     "rounds_option",
+    "scores_file",
     "split_option",
     "threads_option",
 ]
@@ -235,3 +239,15 @@ def read_embeddings(option: str, path: str | os.PathLike[str], n: int) -> NDArra
     if not np.isfinite(array).all():
         raise refuse(f"{option}: expected finite numbers in {path}, got NaN or infinity")
     return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def scores_file(
+    beside: Path, settings: Settings, items: Sequence[Text], queries: Sequence[Text] = ()
+) -> Path:
+    """Name a checkpoint after what its scores depend on and it does not know itself."""
+    texts = [[text.text for text in side] for side in (items, queries)]
+    digest = hashlib.sha256(repr((settings, *texts)).encode())
+    for path in find_model_files(settings.model):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return beside.absolute().with_name(f"{beside.name}.{digest.hexdigest()[:12]}.scores")
