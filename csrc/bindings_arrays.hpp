@@ -131,35 +131,30 @@ class AnyArray {
 class DeviceArray {
  public:
   DeviceArray(py::dtype dtype, std::vector<std::int64_t> shape)
-      : dtype_(std::move(dtype)), shape_(std::move(shape)), n_bytes_(dtype_.itemsize()) {
-    for (const std::int64_t size : shape_)
-      if (size < 0 || __builtin_mul_overflow(n_bytes_, size, &n_bytes_))
-        throw std::invalid_argument("shape: expected sizes from 0 to what can be counted");
-    type_code();  // refuses what no other library knows, objects say
-    memory_ = cuda::allocate(n_bytes_);
+      : dtype_(std::move(dtype)), shape_(std::move(shape)) {
+    memory_ = cuda::allocate(n_bytes());
   }
   explicit DeviceArray(const py::array& array)
       : DeviceArray(array.dtype(), {array.shape(), array.shape() + array.ndim()}) {
     if ((array.flags() & py::array::c_style) == 0)
       throw std::invalid_argument("array: expected a C-contiguous one");
-    const void* from = array.data();
-    const py::gil_scoped_release release;
-    cuda::copy_bytes(from, memory_.get(), n_bytes_);
+    cuda::copy_bytes(array.data(), memory_.get(), n_bytes());
   }
 
   py::array numpy() const {
     py::array array(dtype_, shape_);
-    {
-      void* to = array.mutable_data();
-      const py::gil_scoped_release release;
-      cuda::copy_bytes(memory_.get(), to, n_bytes_);
-    }
+    cuda::copy_bytes(memory_.get(), array.mutable_data(), n_bytes());
     return array;
   }
 
   const py::dtype& dtype() const { return dtype_; }
   const std::vector<std::int64_t>& shape() const { return shape_; }
   void* data() const { return memory_.get(); }
+  std::int64_t n_bytes() const {
+    std::int64_t n = dtype_.itemsize();
+    for (const std::int64_t size : shape_) n *= size;
+    return n;
+  }
 
   py::capsule lend() const {
     struct Loan {
@@ -204,7 +199,6 @@ class DeviceArray {
 
   py::dtype dtype_;
   std::vector<std::int64_t> shape_;
-  std::int64_t n_bytes_;
   std::shared_ptr<void> memory_;
 };
 
@@ -240,6 +234,8 @@ inline void register_device_array(py::module_& m) {
       .def_static(
           "empty",
           [](std::vector<std::int64_t> shape, const py::object& dtype) {
+            for (const std::int64_t size : shape)
+              if (size < 0) throw std::invalid_argument("shape: expected no negative sizes");
             return DeviceArray(py::dtype::from_args(dtype), std::move(shape));
           },
           "shape"_a, "dtype"_a)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -143,13 +144,13 @@ def sizes_around(d):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("d", [1, 6, 17, 48])
 @pytest.mark.parametrize("with_offsets", [False, True])
-def test_query_update_matches_the_definition(d, name, with_offsets, num_threads):
+def test_query_update_matches_the_definition(d, name, with_offsets, num_threads, device):
     rng = np.random.default_rng(d)
     sizes = sizes_around(d)
     indptr, indices, values = sparse_scores(rng, len(sizes), 300, sizes)
     V, u0 = normal(rng, 300, d), normal(rng, len(sizes), d)
     offsets = normal(rng, 300) if with_offsets else None
-    searcher = _core.Searcher(V, offsets)
+    searcher = _core.Searcher(V, offsets, device=device)
     model = _core.QueryModel(**MODELS[name])
     u = searcher.update(indptr, indices, values, u0, model, None, num_threads)
     for q in range(len(sizes)):
@@ -162,12 +163,12 @@ def test_query_update_matches_the_definition(d, name, with_offsets, num_threads)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_growing_by_rounds_equals_computing_at_once(name):
+def test_growing_by_rounds_equals_computing_at_once(name, device):
     rng = np.random.default_rng(3)
     d, m = 12, 200
     V, u0 = normal(rng, m, d), normal(rng, 2, d)
     V[:20] *= 0.1  # rows met later are longer: the floor of the least squares rises
-    searcher, model = _core.Searcher(V, None), _core.QueryModel(**MODELS[name])
+    searcher, model = _core.Searcher(V, None, device=device), _core.QueryModel(**MODELS[name])
     state = searcher.make_state(2)
     ids = np.stack([np.arange(40), np.arange(40)[::-1] + 30]).astype(np.int32)
     y = normal(rng, 2, 40)
@@ -183,7 +184,7 @@ def test_growing_by_rounds_equals_computing_at_once(name):
 @pytest.mark.parametrize("num_threads", THREADS)
 @pytest.mark.parametrize("m", [1, 5, 255, 256, 257, 9000])
 @pytest.mark.parametrize("d", [1, 3, 16, 37])
-def test_topk_ids_match_exactly_on_integers(m, d, num_threads):
+def test_topk_ids_match_exactly_on_integers(m, d, num_threads, device):
     rng = np.random.default_rng(m)
     V = rng.integers(-3, 4, size=(m, d)).astype(np.float32)  # exact products, many ties
     o = rng.integers(-2, 3, size=m).astype(np.float32)
@@ -192,7 +193,7 @@ def test_topk_ids_match_exactly_on_integers(m, d, num_threads):
     sizes[0], sizes[1] = m, max(0, m - 2)
     indptr, seen, _ = sparse_scores(rng, 37, m, sizes)
     for offsets in (None, o):
-        searcher = _core.Searcher(V, offsets)
+        searcher = _core.Searcher(V, offsets, device=device)
         for k in (1, 2, 17, m):
             ids, approx = searcher.top_items(U, indptr, seen, k, num_threads)
             for q in (0, 1, 2, 3, 35, 36):
@@ -205,11 +206,14 @@ def test_topk_ids_match_exactly_on_integers(m, d, num_threads):
                 assert np.isnan(approx[q, len(expected) :]).all()
 
 
-def test_a_batch_equals_one_by_one_and_threads_change_nothing():
+def test_a_batch_equals_one_by_one_and_threads_change_nothing(device):
     rng = np.random.default_rng(4)
     V, u0 = normal(rng, 5000, 50), normal(rng, 70, 50)
     _indptr, indices, values = sparse_scores(rng, 70, 5000, [30] * 70)
-    searcher, model = _core.Searcher(V, None), _core.QueryModel(**MODELS["calibrated"])
+    searcher, model = (
+        _core.Searcher(V, None, device=device),
+        _core.QueryModel(**MODELS["calibrated"]),
+    )
     run = lambda part, threads: searcher.next_items(  # noqa: E731
         np.int64([0, *np.cumsum([30] * len(u0[part]))]),
         indices.reshape(70, 30)[part].ravel(),
@@ -230,12 +234,12 @@ def test_a_batch_equals_one_by_one_and_threads_change_nothing():
 
 
 @pytest.mark.parametrize("n", [3, 4, 8, 9, 16, 17, 32, 33, 300])
-def test_top_items_of_a_query_do_not_depend_on_its_batch(n):
+def test_top_items_of_a_query_do_not_depend_on_its_batch(n, device):
     rng = np.random.default_rng(n)
     V, U, o = normal(rng, 3000, 37), normal(rng, n, 37), normal(rng, 3000)
     V[1500:] = V[:1500]  # every item twice
     o[rng.integers(0, 3000, 50)] = -np.inf
-    searcher = _core.Searcher(V, o)
+    searcher = _core.Searcher(V, o, device=device)
     nowhere, nothing = np.zeros(n + 1, dtype=np.int64), np.empty(0, dtype=np.int32)
     ids, approx = searcher.top_items(U, nowhere, nothing, 40, 2)
     for q in range(0, n, 7):
@@ -244,37 +248,37 @@ def test_top_items_of_a_query_do_not_depend_on_its_batch(n):
         assert np.array_equal(approx[q], alone[1][0])
 
 
-def scanned(V, offsets, dtype):
+def scanned(V, offsets, dtype, device):
     """Make a searcher that scans V rounded to a type."""
-    return _core.Searcher(V, offsets, *rounded(V, dtype).native())
+    return _core.Searcher(V, offsets, *rounded(V, dtype).native(), device=device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [1, 3, 4, 40])
 @pytest.mark.parametrize("d", [1, 3, 16, 37, 130])
-def test_rounded_items_give_the_answers_of_those_not_rounded(dtype, n, d):
+def test_rounded_items_give_the_answers_of_those_not_rounded(dtype, n, d, device):
     rng = np.random.default_rng(d)
     V, U, o = normal(rng, 5000, d), normal(rng, n, d), normal(rng, 5000)
     V *= 10.0 ** rng.integers(-3, 4, size=(5000, 1))
     o[rng.integers(0, 5000, 50)] = -np.inf
     indptr, seen, _ = sparse_scores(rng, n, 5000, [300] * n)
     for offsets in (None, o):
-        expected = _core.Searcher(V, offsets).top_items(U, indptr, seen, 100, 1)
+        expected = _core.Searcher(V, offsets, device=device).top_items(U, indptr, seen, 100, 1)
         for num_threads in THREADS:
-            found = scanned(V, offsets, dtype).top_items(U, indptr, seen, 100, num_threads)
+            found = scanned(V, offsets, dtype, device).top_items(U, indptr, seen, 100, num_threads)
             assert np.array_equal(found[0], expected[0])
             assert np.array_equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [1, 7])
-def test_ties_of_rounded_items_go_to_the_smaller_id(dtype, n):
+def test_ties_of_rounded_items_go_to_the_smaller_id(dtype, n, device):
     rng = np.random.default_rng(n)
     V = rng.integers(-2, 3, size=(3000, 5)).astype(np.float32)
     U = rng.integers(-2, 3, size=(n, 5)).astype(np.float32)
     indptr, seen, _ = sparse_scores(rng, n, 3000, [20] * n)
     for k in (1, 50, 3000):
-        ids, _ = scanned(V, None, dtype).top_items(U, indptr, seen, k, 2)
+        ids, _ = scanned(V, None, dtype, device).top_items(U, indptr, seen, k, 2)
         for q in range(n):
             masked = set(seen[indptr[q] : indptr[q + 1]].tolist())
             expected = reference.topk(V @ U[q], masked, k)
@@ -290,7 +294,7 @@ CODES = {
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [1, 4])
-def test_every_code_is_read_as_its_number(dtype, n):
+def test_every_code_is_read_as_its_number(dtype, n, device):
     """One code an item; the others' factors belie their codes: whoever reads those finds them."""
     d, k = 37, 8
     U, indptr, nothing = np.ones((n, d), np.float32), np.zeros(n + 1, np.int64), np.int32([])
@@ -302,7 +306,7 @@ def test_every_code_is_read_as_its_number(dtype, n):
         scales = np.full(160, 0.25, dtype=np.float32)
         V = 0.25 * codes.astype(np.float32)
         V[80:] = 1e20
-        searcher = _core.Searcher(V, o, *Compact(codes, scales).native())
+        searcher = _core.Searcher(V, o, *Compact(codes, scales).native(), device=device)
         best = np.argsort(-part.astype(np.float32), kind="stable")[:k]
         ids, approx = searcher.top_items(U, indptr, nothing, k, 1)
         assert (ids == best).all()
@@ -311,39 +315,138 @@ def test_every_code_is_read_as_its_number(dtype, n):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("n", [1, 6])
-def test_codes_that_are_far_off_are_not_trusted(dtype, n):
+def test_codes_that_are_far_off_are_not_trusted(dtype, n, device):
     rng = np.random.default_rng(n)
     V, U = normal(rng, 2000, 24), normal(rng, n, 24)
     wrong = rounded(normal(rng, 2000, 24), dtype).native()
     indptr, nothing = np.zeros(n + 1, np.int64), np.int32([])
-    expected = _core.Searcher(V, None).top_items(U, indptr, nothing, 50, 1)
-    found = _core.Searcher(V, None, *wrong).top_items(U, indptr, nothing, 50, 1)
+    expected = _core.Searcher(V, None, device=device).top_items(U, indptr, nothing, 50, 1)
+    found = _core.Searcher(V, None, *wrong, device=device).top_items(U, indptr, nothing, 50, 1)
     assert np.array_equal(found[0], expected[0])
     assert np.array_equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [0.0, 1e-44, 1e-30, 1e30])
-def test_queries_of_any_size_search_rounded_items(dtype, size):
+def test_queries_of_any_size_search_rounded_items(dtype, size, device):
     rng = np.random.default_rng(1)
     V, U = normal(rng, 900, 8), normal(rng, 1, 8) * np.float32(size)
     nowhere = (np.zeros(2, np.int64), np.int32([]))
-    expected = _core.Searcher(V, None).top_items(U, *nowhere, 20, 1)
-    found = scanned(V, None, dtype).top_items(U, *nowhere, 20, 1)
+    expected = _core.Searcher(V, None, device=device).top_items(U, *nowhere, 20, 1)
+    found = scanned(V, None, dtype, device).top_items(U, *nowhere, 20, 1)
     assert np.array_equal(found[0], expected[0])
     assert np.array_equal(found[1], expected[1])
 
 
-def test_next_items_is_update_then_top_items():
+def test_next_items_is_update_then_top_items(device):
     rng = np.random.default_rng(5)
     V, u0 = normal(rng, 400, 24), normal(rng, 3, 24)
     indptr, indices, values = sparse_scores(rng, 3, 400, [0, 9, 60])
-    searcher, model = _core.Searcher(V, normal(rng, 400)), _core.QueryModel(**MODELS["calibrated"])
+    searcher, model = (
+        _core.Searcher(V, normal(rng, 400), device=device),
+        _core.QueryModel(**MODELS["calibrated"]),
+    )
     u = searcher.update(indptr, indices, values, u0, model, None, 1)
     expected = searcher.top_items(u, indptr, indices, 20, 1)
     ids, approx = searcher.next_items(indptr, indices, values, u0, model, None, 20, 1)
     assert np.array_equal(ids, expected[0])
     assert np.array_equal(approx, expected[1])
+
+
+@pytest.mark.parametrize("dtype", [None, *DTYPES])
+@pytest.mark.parametrize("n", [1, 5])
+@pytest.mark.parametrize("d", [64, 100, 130, 260, 520, 1024, 1100])
+def test_topk_ids_match_exactly_whatever_the_number_of_factors(d, n, dtype, device):
+    rng = np.random.default_rng(d)
+    V = rng.integers(-3, 4, size=(700, d)).astype(np.float32)
+    o = rng.integers(-2, 3, size=700).astype(np.float32)
+    o[rng.integers(0, 700, 20)] = -np.inf
+    U = rng.integers(-3, 4, size=(n, d)).astype(np.float32)
+    indptr, seen, _ = sparse_scores(rng, n, 700, [600] * n)
+    searcher = (
+        _core.Searcher(V, o, device=device) if dtype is None else scanned(V, o, dtype, device)
+    )
+    for k in (1, 130):
+        ids, approx = searcher.top_items(U, indptr, seen, k, 1)
+        for q in range(n):
+            scores = V @ U[q] + o
+            masked = {*seen[indptr[q] : indptr[q + 1]].tolist(), *np.flatnonzero(np.isinf(o))}
+            expected = reference.topk(scores, masked, k)
+            assert ids[q].tolist() == expected + [-1] * (k - len(expected))
+            assert approx[q, : len(expected)].tolist() == scores[expected].tolist()
+
+
+def sorted_items(m):
+    return np.arange(m, dtype=np.float32)[:, None] - 500
+
+
+def equal_items(m):
+    return np.ones((m, 3), dtype=np.float32)
+
+
+@pytest.mark.parametrize("k", [1, 700, 2100, 4000])
+@pytest.mark.parametrize("n", [1, 6])
+@pytest.mark.parametrize("make", [sorted_items, equal_items])
+def test_items_in_the_worst_order(make, n, k, device):
+    """Every item better than all before it, or equal to them."""
+    m = 20_000
+    V = make(m)
+    U = np.ones((n, V.shape[1]), dtype=np.float32)
+    U[0] = 0
+    indptr, seen = np.arange(n + 1) * 3, np.tile(np.int32([m - 1, 0, 77]), n)
+    ids, approx = _core.Searcher(V, None, device=device).top_items(U, indptr, seen, k, 1)
+    for q in range(n):
+        scores = V @ U[q]
+        expected = reference.topk(scores, {0, 77, m - 1}, k)
+        assert ids[q].tolist() == expected
+        assert approx[q].tolist() == scores[expected].tolist()
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_a_searcher_answers_several_threads(n, device):
+    rng = np.random.default_rng(7)
+    V, queries = normal(rng, 2000, 24), [normal(rng, n, 24) for _ in range(6)]
+    searcher, model = (
+        _core.Searcher(V, None, device=device),
+        _core.QueryModel(**MODELS["calibrated"]),
+    )
+    ids, values = rng.permutation(2000)[: 9 * n].astype(np.int32), normal(rng, 9 * n)
+
+    def ask(prior):
+        known = (np.arange(n + 1, dtype=np.int64) * 9, ids, values)
+        return searcher.next_items(*known, prior, model, searcher.make_state(n), 30, 1)
+
+    alone = [ask(prior) for prior in queries]
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(ask, queries))
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one[0], other[0])
+        assert np.array_equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_device_asks_for_the_same_items(name, device):
+    """Rounds of a search; where a device chooses another item, it is as good within rounding."""
+    rng = np.random.default_rng(8)
+    m, d, n, k = 3000, 40, 5, 30
+    V, u0, o = normal(rng, m, d), normal(rng, n, d), normal(rng, m)
+    table = (normal(rng, n, d) + u0) @ V.T + o
+    model = _core.QueryModel(**MODELS[name])
+    searchers = _core.Searcher(V, o), _core.Searcher(V, o, device=device)
+    states = [searcher.make_state(n) for searcher in searchers]
+    known = np.empty((n, 0), dtype=np.int32)
+    for _ in range(5):
+        values = np.take_along_axis(table, known, axis=1).astype(np.float32)
+        told = (np.arange(n + 1) * known.shape[1], known.ravel(), values.ravel(), u0, model)
+        (ids, approx), (other, other_approx) = (
+            searcher.next_items(*told, state, k, 1)
+            for searcher, state in zip(searchers, states, strict=True)
+        )
+        np.testing.assert_allclose(other_approx, approx, rtol=1e-4, atol=1e-4)
+        differ = ids != other
+        assert np.abs(approx - other_approx)[differ].max(initial=0) < 1e-4
+        assert differ.mean() < 0.02
+        known = np.concatenate([known, ids], axis=1)
 
 
 @pytest.mark.parametrize("name", ["plain", "avx2", "avx512"])
@@ -359,24 +462,32 @@ def test_every_instruction_set_passes(name):
     if used == _core.instruction_set():
         return  # the tests above ran on it
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    deselect = ["--deselect", f"{__file__}::test_every_instruction_set_passes", "-k", "not every"]
+    deselect = [
+        "--deselect",
+        f"{__file__}::test_every_instruction_set_passes",
+        "-k",
+        "not every and not cuda",
+    ]
     done = subprocess.run(command + deselect, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
-def test_shapes_that_disagree_are_refused():
+def test_shapes_that_disagree_are_refused(device):
     V = np.ones((4, 3), dtype=np.float32)
-    searcher, model = _core.Searcher(V, None), _core.QueryModel(**MODELS["calibrated"])
+    searcher, model = (
+        _core.Searcher(V, None, device=device),
+        _core.QueryModel(**MODELS["calibrated"]),
+    )
     empty = (np.int64([0, 0]), np.int32([]), np.float32([]))
     u0 = np.zeros((1, 3), dtype=np.float32)
     with pytest.raises(ValueError, match="item_offsets"):
-        _core.Searcher(V, np.zeros(3, dtype=np.float32))
+        _core.Searcher(V, np.zeros(3, dtype=np.float32), device=device)
     codes, scales = rounded(V, "int8")
     for wrong in ((codes[1:], scales), (codes[:, 1:].copy(), scales), (codes, scales[1:])):
         with pytest.raises(ValueError, match="compact"):
-            _core.Searcher(V, None, *wrong)
+            _core.Searcher(V, None, *wrong, device=device)
     with pytest.raises(ValueError, match="scales"):
-        _core.Searcher(V, None, codes)
+        _core.Searcher(V, None, codes, device=device)
     with pytest.raises(ValueError, match="priors"):
         searcher.update(*empty, np.zeros((1, 2), dtype=np.float32), model, None, 1)
     with pytest.raises(ValueError, match="known"):

@@ -56,7 +56,7 @@ def test_posterior_agrees_with_the_updated_factors():
 @pytest.mark.parametrize("d", [1, 6, 17, 48])
 @pytest.mark.parametrize("with_offsets", [False, True])
 @pytest.mark.parametrize("noise", [0.1, 0.0])
-def test_posterior_matches_the_definition(d, with_offsets, noise, num_threads):
+def test_posterior_matches_the_definition(d, with_offsets, noise, num_threads, device):
     rng = np.random.default_rng(d)
     sizes = [0, 1, 2, 5, d, d + 1, d + 2, d + 3, d + 4, 2 * d + 9]
     known = known_scores(rng, 300, sizes)
@@ -66,7 +66,10 @@ def test_posterior_matches_the_definition(d, with_offsets, noise, num_threads):
     items = rng.integers(-1, 300, size=(len(sizes), 23)).astype(np.int32)
     items[3] = -1
     parameters = {**MODEL, "noise_variance": noise}
-    searcher, model = _core.Searcher(V, offsets), _core.QueryModel(**parameters, **CENTRED)
+    searcher, model = (
+        _core.Searcher(V, offsets, device=device),
+        _core.QueryModel(**parameters, **CENTRED),
+    )
     means, variances = searcher.posterior(*known, u0, model, items, None, num_threads)
     for q in range(len(sizes)):
         part, some = slice(known[0][q], known[0][q + 1]), items[q] >= 0
@@ -82,10 +85,10 @@ def test_posterior_matches_the_definition(d, with_offsets, noise, num_threads):
         np.testing.assert_allclose(variances[q, some], expected[1], **close)
 
 
-def test_a_state_that_grows_and_loses_queries_changes_nothing():
+def test_a_state_that_grows_and_loses_queries_changes_nothing(device):
     rng = np.random.default_rng(3)
     V, u0 = normal(rng, 200, 12), normal(rng, 4, 12)
-    searcher, model = _core.Searcher(V, None), _core.QueryModel(**MODEL, **CENTRED)
+    searcher, model = _core.Searcher(V, None, device=device), _core.QueryModel(**MODEL, **CENTRED)
     ids = np.stack([rng.permutation(150)[:40] for _ in range(4)]).astype(np.int32)
     y, new = normal(rng, 4, 40), np.arange(150, 200, dtype=np.int32)
     state, rows = searcher.make_state(4), np.arange(4)
@@ -104,7 +107,7 @@ def test_a_state_that_grows_and_loses_queries_changes_nothing():
             searcher.keep(state, np.int32(wrong))
 
 
-def test_posterior_refuses_what_it_cannot_answer():
+def test_posterior_refuses_what_it_cannot_answer(device):
     searcher = _core.Searcher(np.ones((4, 3), np.float32), None)
     known = (np.int64([0, 1]), np.int32([0]), np.float32([1]), np.ones((1, 3), np.float32))
     model = _core.QueryModel(**MODEL, **CENTRED)

@@ -2,7 +2,10 @@
 // <intrinsics.cuh>: a build that emulates the device brings its own file of that name.
 #pragma once
 
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
+
+#include <cstdint>
 
 namespace cexnn::cuda {
 
@@ -11,6 +14,104 @@ template <typename T>
 __device__ T* dynamic_shared() {
   extern __shared__ __align__(128) unsigned char dynamic_shared_bytes[];
   return reinterpret_cast<T*>(dynamic_shared_bytes);
+}
+
+// -- memory -----------------------------------------------------------------------------------
+
+// 16 bytes that are read once: they do not displace others from the first cache.
+__device__ inline uint4 load_once(const uint4* from) {
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(from));
+  return v;
+}
+
+// 16 bytes to shared memory, which are there once a wait_copies covers them; zeros if not `inside`.
+__device__ inline void copy_async(uint4* shared, const uint4* from, bool inside) {
+#if __CUDA_ARCH__ >= 800
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(inside ? 16 : 0)
+               : "memory");
+#else
+  *shared = inside ? *from : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+// Ends a group of this thread's copies, which may be empty.
+__device__ inline void commit_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Until all of this thread's groups but the last kPending have arrived; others see them after a
+// barrier.
+template <int kPending>
+__device__ void wait_copies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+// -- numbers ----------------------------------------------------------------------------------
+
+__device__ inline float half_to_float(std::uint16_t bits) {
+  return __half2float(__ushort_as_half(bits));
+}
+
+__device__ inline std::uint16_t float_to_half(float value) {
+  return __half_as_ushort(__float2half_rn(value));
+}
+
+// Four bytes, -127 to 127, the lowest first, to as many halves: as the last bits of 1024 plus 128.
+__device__ inline uint2 bytes_to_halves(std::uint32_t bytes) {
+  const std::uint32_t raised = bytes ^ 0x80808080U;
+  const std::uint32_t words[2] = {__byte_perm(raised, 0x64646464U, 0x4140),
+                                  __byte_perm(raised, 0x64646464U, 0x4342)};
+  std::uint32_t out[2];
+  for (int w = 0; w < 2; ++w) {
+    const __half2 sum = *reinterpret_cast<const __half2*>(&words[w]);
+    const __half2 difference = __hsub2(sum, __float2half2_rn(1024.0F + 128.0F));
+    out[w] = *reinterpret_cast<const std::uint32_t*>(&difference);
+  }
+  return make_uint2(out[0], out[1]);
+}
+
+// -- matrix units -----------------------------------------------------------------------------
+//
+// sums (16, 8) += a (16, k) b (k, 8) by a warp, in single precision. Lane 4 r + c holds, of `sums`,
+// rows r and r + 8 at columns 2 c and 2 c + 1; of `a` rows r (a0, a2) and r + 8 (a1, a3), of `b`
+// column r, both at places c (a0, a1, b0) and c + 4 (a2, a3, b1) of k / 8-fold numbers. From
+// compute capability 8.0 on.
+
+// k = 8, TF32: floats of which the last 13 bits are ignored.
+__device__ inline void mma_tf32(float (&sums)[4], std::uint32_t a0, std::uint32_t a1,
+                                std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
+                                std::uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else
+  __trap();
+#endif
+}
+
+// k = 16, halves, two to a register.
+__device__ inline void mma_f16(float (&sums)[4], std::uint32_t a0, std::uint32_t a1,
+                               std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
+                               std::uint32_t b1) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+#else
+  __trap();
+#endif
 }
 
 }  // namespace cexnn::cuda

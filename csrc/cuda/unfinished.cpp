@@ -1,8 +1,7 @@
-// Temporary: stands in for als.cu and searcher.cu until each of them is written.
+// Temporary: stands in for als.cu until it is written.
 #include <stdexcept>
 
 #include "../als.hpp"
-#include "../searcher.hpp"
 
 namespace cexnn::cuda {
 namespace {
@@ -14,10 +13,5 @@ namespace {
 void ridge(const RidgeProblem&, MatrixView<float>) { refuse(); }
 
 std::unique_ptr<AlsSolver> make_als_solver(const AlsProblem&) { refuse(); }
-
-std::unique_ptr<Searcher> make_searcher(MatrixView<const float>, VectorView<const float>,
-                                        const CompactItems&) {
-  refuse();
-}
 
 }  // namespace cexnn::cuda

@@ -2,13 +2,76 @@
 // rounding.
 #pragma once
 
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
+
+#include <cstdint>
 
 namespace cexnn::cuda {
 
 template <typename T>
 T* dynamic_shared() {
   return static_cast<T*>(cuda_emulation::dynamic_shared_bytes());
+}
+
+// -- memory -----------------------------------------------------------------------------------
+
+inline uint4 load_once(const uint4* from) { return *from; }
+
+// Arrives at once.
+inline void copy_async(uint4* shared, const uint4* from, bool inside) {
+  *shared = inside ? *from : make_uint4(0, 0, 0, 0);
+}
+inline void commit_copies() {}
+template <int kPending>
+void wait_copies() {}
+
+// -- numbers ----------------------------------------------------------------------------------
+
+inline float half_to_float(std::uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
+inline std::uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
+
+inline uint2 bytes_to_halves(std::uint32_t bytes) {
+  std::uint32_t halves[4];
+  for (int b = 0; b < 4; ++b)
+    halves[b] = float_to_half(static_cast<std::int8_t>(bytes >> (8 * b) & 0xFFU));
+  return make_uint2(halves[0] | halves[1] << 16, halves[2] | halves[3] << 16);
+}
+
+// -- matrix units -----------------------------------------------------------------------------
+
+struct MatrixRegisters {
+  std::uint32_t a[4];
+  std::uint32_t b[2];
+};
+
+// number(register, j): one of the kNumbers numbers of a register.
+template <int kNumbers, typename Number>
+void multiply_matrices(float (&sums)[4], const MatrixRegisters& mine, const char* name,
+                       const Number& number) {
+  const cuda_emulation::WarpObjects<MatrixRegisters> of(mine, name);
+  const unsigned row = cuda_emulation::lane() / 4, column = cuda_emulation::lane() % 4;
+  for (unsigned half = 0; half < 2; ++half)
+    for (unsigned place = 0; place < 4; ++place)
+      for (int j = 0; j < kNumbers; ++j)
+        for (unsigned s = 0; s < 4; ++s)
+          sums[s] += number(of[4 * row + place].a[2 * half + s / 2], j) *
+                     number(of[4 * (2 * column + s % 2) + place].b[half], j);
+  of.done();
+}
+
+inline void mma_tf32(float (&sums)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                     std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  multiply_matrices<1>(sums, {{a0, a1, a2, a3}, {b0, b1}}, "mma_tf32",
+                       [](std::uint32_t bits, int) { return __uint_as_float(bits & 0xFFFFE000U); });
+}
+
+inline void mma_f16(float (&sums)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
+                    std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  multiply_matrices<2>(sums, {{a0, a1, a2, a3}, {b0, b1}}, "mma_f16",
+                       [](std::uint32_t bits, int j) {
+                         return half_to_float(static_cast<std::uint16_t>(bits >> (16 * j)));
+                       });
 }
 
 }  // namespace cexnn::cuda

@@ -1,0 +1,169 @@
+// The launches that find the best items of queries on the device.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "item_store.cuh"
+#include "panels.cuh"
+#include "rank.cuh"
+#include "scan.cuh"
+#include "workspace.cuh"
+
+namespace cexnn::cuda {
+
+// Most that one pass over the items keeps of a query: beyond, all scores are sorted.
+constexpr int kMostKept = 3584;
+// Queries from which on the matrix units take them side by side.
+constexpr std::int64_t kManyQueries = 4;
+
+// A room for keys that n_kept are well chosen in, with kScanTile to spare.
+inline int room_for(int n_kept) {
+  int room = 1024;
+  while (room < n_kept + kScanTile) room *= 2;
+  return room;
+}
+
+// Finds among items of one type. `Exact` says by what answers are ranked where T is not float, and
+// where the matrix units are used.
+template <typename T>
+class Finder {
+ public:
+  Finder(const Rows<T>& items, const Adjustments& adjust, const Exact& exact)
+      : items_(items), adjust_(adjust), exact_(exact) {}
+
+  // One pass over the items for each query. Unsure ones only where T is not float.
+  void scan(Workspace& ws, Queries queries, std::int64_t n_queries, Answers out) const {
+    constexpr bool kRough = !std::is_same_v<T, float>;
+    constexpr std::int64_t kKeysAtOnce = std::int64_t{1} << 25;
+    const auto n_kept = static_cast<int>(kRough ? with_spare(out.k) : out.k);
+    const int room = room_for(n_kept);
+    const std::int64_t n_tiles = (items_.n + kScanTile - 1) / kScanTile;
+    const std::int64_t n_blocks = std::max<std::int64_t>(
+        1, std::min<std::int64_t>(n_tiles, 2 * device_properties().multiprocessors));
+    const std::int64_t keys_a_query = n_blocks * n_kept;
+    const std::int64_t step =
+        std::min(n_queries, std::clamp<std::int64_t>(kKeysAtOnce / keys_a_query, 1, 65535));
+    ws.keys.reserve(step * keys_a_query);
+    for (std::int64_t q = 0; q < n_queries; q += step) {
+      const std::int64_t n = std::min(step, n_queries - q);
+      const Queries part = part_of(queries, q);
+      launch(scan_kernel_for<T>(items_.chunks), dim3(unsigned(n_blocks), unsigned(n)),
+             dim3(kScanThreads), room * sizeof(Key), ws.stream, items_, adjust_, part, n_kept, room,
+             ws.keys.data());
+      launch(merge_kernel, dim3(unsigned(n)), dim3(kRankThreads), room * sizeof(Key), ws.stream,
+             ws.keys.data(), static_cast<int>(n_blocks), n_kept, room, kRough, exact_, part,
+             part_of(out, q));
+    }
+  }
+
+  bool can_scan(int k) const { return with_spare(k) <= kMostKept; }
+
+  bool can_batch(std::int64_t n_queries, int k) const {
+    return n_queries >= kManyQueries && with_spare(k) <= kListRoom / 4 &&
+           device_properties().compute_capability >= 80 && columns(n_queries) > 0;
+  }
+
+  // The queries side by side on the matrix units; some may remain unsure.
+  void batch(Workspace& ws, Queries queries, std::int64_t n_queries, Answers out) const {
+    const std::int64_t n_kept = with_spare(out.k);
+    const int units = panel_units_a_row<T>(items_.chunks);
+    ws.counts.reserve(2 * n_queries);
+    ws.list_floats.reserve(2 * n_queries);
+    ws.packed.reserve(n_queries * units);
+    ws.keys.reserve(n_queries * kListRoom);
+    const Lists lists{ws.keys.data(), ws.counts.data(), ws.list_floats.data(),
+                      ws.counts.data() + n_queries};
+    const PackedQueries packed{ws.packed.data(), ws.list_floats.data() + n_queries, units};
+    // Each range brings about so many candidates that the list is half full: those kept, for each
+    // time that the range is longer than all before it.
+    const std::int64_t growth = (kListRoom / 2 - n_kept) / n_kept;
+    std::int64_t begin = 0, end = std::max<std::int64_t>(2 * n_kept, kListRoom / 4);
+    launch(pack_queries_kernel<T>, dim3(unsigned(n_queries)), dim3(32), 0, ws.stream, queries,
+           packed, lists, static_cast<int>(std::min(end, items_.n)));
+    for (bool last = false; !last; begin = end, end += growth * end) {
+      last = end >= items_.n;
+      end = std::min(end, items_.n);
+      scan_panels(ws, begin, end, n_queries, packed, lists);
+      launch(cut_lists_kernel, dim3(unsigned(n_queries)), dim3(kRankThreads),
+             kListRoom * sizeof(Key), ws.stream, lists, static_cast<int>(n_kept), last, exact_,
+             queries, out);
+    }
+  }
+
+ private:
+  static Queries part_of(Queries queries, std::int64_t q) {
+    return {queries.row(q), queries.stride, queries.masks + q};
+  }
+  static Answers part_of(Answers out, std::int64_t q) {
+    return {out.ids + q * out.k, out.approx + q * out.k, out.unsure + q, out.k};
+  }
+
+  static std::int64_t with_spare(std::int64_t k) {
+    return std::is_same_v<T, std::int8_t> ? k + k / 4 + 32 : k + 32;
+  }
+
+  std::int64_t panel_bytes(int n_columns) const {
+    constexpr std::int64_t kUnit = sizeof(uint4);
+    return (32 * n_columns * panel_units_a_row<T>(items_.chunks) +
+            kSlices * kPanelItems * kSliceUnits) *
+           kUnit;
+  }
+
+  // Of panel_kernel: the widest panel that the queries fill and shared memory holds, or 0.
+  int columns(std::int64_t n_queries) const {
+    constexpr std::int64_t kStatic = 4096;
+    const std::int64_t room = device_properties().shared_bytes_a_block - kStatic;
+    if (n_queries > 128 && panel_bytes(8) <= room) return 8;
+    if (n_queries > 32 && panel_bytes(4) <= room) return 4;
+    return panel_bytes(1) <= room ? 1 : 0;
+  }
+
+  void scan_panels(Workspace& ws, std::int64_t begin, std::int64_t end, std::int64_t n_queries,
+                   const PackedQueries& packed, const Lists& lists) const {
+    const int n_columns = columns(n_queries);
+    const auto n_panels = (n_queries + 32 * n_columns - 1) / (32 * n_columns);
+    const std::int64_t n_tiles = (end - begin + kPanelItems - 1) / kPanelItems;
+    const std::int64_t n_blocks = std::min<std::int64_t>(
+        n_tiles, std::max<std::int64_t>(1, device_properties().multiprocessors / n_panels));
+    const auto kernel = n_columns == 8   ? panel_kernel<T, 8>
+                        : n_columns == 4 ? panel_kernel<T, 4>
+                                         : panel_kernel<T, 1>;
+    launch(kernel, dim3(unsigned(n_blocks), unsigned(n_panels)), dim3(kPanelThreads),
+           static_cast<std::size_t>(panel_bytes(n_columns)), ws.stream, items_, begin, end, adjust_,
+           n_queries, packed, lists);
+  }
+
+  Rows<T> items_;
+  Adjustments adjust_;
+  Exact exact_;
+};
+
+// Any number of answers: every item's key, sorted. n log2(n)^2 / 2 pairs compared, most of them in
+// shared memory.
+inline void sort_all(Workspace& ws, const Exact& exact, Queries queries, std::int64_t n_queries,
+                     Answers out) {
+  constexpr int kThreads = 256;
+  const Rows<float>& items = exact.items;
+  std::int64_t n_keys = kSortedAtOnce;
+  while (n_keys < items.n) n_keys *= 2;
+  ws.keys.reserve(n_keys);
+  Key* keys = ws.keys.data();
+  const dim3 chunks = blocks_for(n_keys, kSortedAtOnce);
+  for (std::int64_t q = 0; q < n_queries; ++q) {
+    launch(all_keys_kernel, blocks_for(n_keys * lanes_of(items.chunks), kThreads), dim3(kThreads),
+           0, ws.stream, items, exact.offsets, queries.row(q), queries.masks + q, n_keys, keys);
+    launch(sort_block_kernel, chunks, dim3(kThreads), 0, ws.stream, keys, std::int64_t{2},
+           std::int64_t{kSortedAtOnce});
+    for (std::int64_t size = 2 * kSortedAtOnce; size <= n_keys; size *= 2) {
+      for (std::int64_t stride = size / 2; stride >= kSortedAtOnce; stride /= 2)
+        launch(sort_step_kernel, blocks_for(n_keys / 2, kThreads), dim3(kThreads), 0, ws.stream,
+               keys, size, stride);
+      launch(sort_block_kernel, chunks, dim3(kThreads), 0, ws.stream, keys, size, size);
+    }
+    launch(write_sorted_kernel, blocks_for(std::max(out.k, 1), kThreads), dim3(kThreads), 0,
+           ws.stream, keys, n_keys, q, out);
+  }
+}
+
+}  // namespace cexnn::cuda

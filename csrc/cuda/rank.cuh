@@ -1,0 +1,171 @@
+// From candidates to answers: the best of all blocks, scored again by the factors themselves.
+//
+// Scores of compact items, and those of the matrix units, are rough. More candidates than wanted
+// are kept, each is scored again as one query's scan of the factors scores it, and the answer is
+// theirs if it is sure that nothing left out belongs there: what was left out has a rough score of
+// at most the least of theirs, and an error that is taken to be at most twice the largest of
+// theirs, in proportion to the items' largest factors. Otherwise the query is reported as unsure.
+#pragma once
+
+#include "rows.cuh"
+#include "scan.cuh"
+#include "topk.cuh"
+
+namespace cexnn::cuda {
+
+constexpr int kRankThreads = 512;
+constexpr int kRankRoom = kRankThreads;  // candidates met between two looks at the buffer
+
+// By what candidates are scored again; `sizes` may be null where no error is in proportion to one.
+struct Exact {
+  Rows<float> items;
+  const float* offsets = nullptr;
+  const float* sizes = nullptr;         // of each item: its largest factor, or in proportion to it
+  const float* largest_size = nullptr;  // of all
+};
+
+// (n_queries, k) each, but `unsure` (n_queries,).
+struct Answers {
+  std::int32_t* ids = nullptr;
+  float* approx = nullptr;
+  int* unsure = nullptr;
+  int k = 0;
+
+  __device__ void write(std::int64_t q, int j, Key key) const {
+    ids[q * k + j] = id_of(key);
+    approx[q * k + j] = key == kNone ? __uint_as_float(0x7FC00000U) : score_of(key);
+  }
+};
+
+// Scores n keys again, in place: a group of lanes to each. Leaves the largest error and the largest
+// size among them in error[0] and error[1]; NaN in an error is larger than any number.
+__device__ inline void score_again(Key* keys, int n, const Exact& exact, const float* query,
+                                   float* error) {
+  const int lanes = lanes_of(exact.items.chunks), groups = 32 / lanes;
+  const int warp = static_cast<int>(threadIdx.x) / 32, n_warps = static_cast<int>(blockDim.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % lanes;
+  const int group = static_cast<int>(threadIdx.x) % 32 / lanes;
+  int* bits = reinterpret_cast<int*>(error);  // of numbers not negative: they order alike
+  for (int c = warp * groups; c < n; c += n_warps * groups) {
+    const Key key = c + group < n ? keys[c + group] : kNone;
+    const std::int32_t id = key == kNone ? 0 : id_of(key);
+    const float sum = dot<float>(exact.items.row(id), query, exact.items.chunks, lanes, lane);
+    if (key == kNone || lane != 0) continue;
+    const float score = exact.offsets == nullptr ? sum : sum + exact.offsets[id];
+    atomicMax(&bits[0], __float_as_int(fabsf(score - score_of(key))));
+    if (exact.sizes != nullptr) atomicMax(&bits[1], __float_as_int(exact.sizes[id]));
+    keys[c + group] = score > kMinusInfinity ? key_of(score, id) : kNone;
+  }
+}
+
+// Writes the answer of query q from the sorted rough candidates in `top`, n_kept of them if there
+// were as many.
+__device__ inline void answer_from_rough(BlockTop& top, int n_kept, const Exact& exact,
+                                         const float* query, std::int64_t q, Answers out) {
+  __shared__ float error[2];
+  Key* keys = top.keys();
+  const int n = top.count();
+  const bool all = n < n_kept || keys[n_kept - 1] == kNone;  // every item left was a candidate
+  const float bar = all ? 0.0F : score_of(keys[n_kept - 1]);
+  if (threadIdx.x < 2) error[threadIdx.x] = 0.0F;
+  __syncthreads();
+  score_again(keys, n, exact, query, error);
+  int size = 2;
+  while (size < n) size *= 2;
+  for (int i = n + static_cast<int>(threadIdx.x); i < size; i += static_cast<int>(blockDim.x))
+    keys[i] = kNone;
+  __syncthreads();
+  sort_keys(keys, size);
+  for (int j = static_cast<int>(threadIdx.x); j < out.k; j += static_cast<int>(blockDim.x))
+    out.write(q, j, j < n ? keys[j] : kNone);
+  if (threadIdx.x == 0) {
+    float most = error[0];
+    if (exact.sizes != nullptr && error[1] > 0.0F) most *= *exact.largest_size / error[1];
+    const bool sure = all || bar_of(keys[out.k - 1]) >= bar + 2.0F * most;
+    out.unsure[q] = sure ? 0 : 1;
+  }
+}
+
+// The best of what scan_kernel's blocks found of query blockIdx.x, n_kept sorted keys each, the
+// j-th best of all blocks side by side. It stops where none of a row is above the bar: they fall.
+// `rough`: they are to be scored again.
+__global__ void __launch_bounds__(kRankThreads)
+    merge_kernel(const Key* best, int n_blocks, int n_kept, int capacity, bool rough, Exact exact,
+                 Queries queries, Answers out) {
+  __shared__ BlockTop::Shared shared;
+  BlockTop top(shared, dynamic_shared<Key>(), n_kept, capacity);
+  const std::int64_t q = blockIdx.x;
+  for (int j = 0; j < n_kept; ++j) {
+    const Key* row = best + (q * n_kept + j) * n_blocks;
+    int n_before = top.count();
+    bool any = false;
+    for (int b = 0; b < n_blocks; b += kRankRoom) {
+      const Key kth = top.kth();
+      const int mine = b + static_cast<int>(threadIdx.x);
+      const Key key = mine < n_blocks ? row[mine] : kNone;
+      __syncthreads();
+      if (key > kth) top.append(key);
+      __syncthreads();
+      any = any || top.count() > n_before;
+      const bool cut = top.full(kRankRoom) || (kth == kNone && top.count() >= n_kept);
+      __syncthreads();
+      if (cut) top.cut({});
+      n_before = top.count();
+    }
+    if (!any) break;
+  }
+  __syncthreads();
+  top.cut({});
+  if (rough) {
+    answer_from_rough(top, n_kept, exact, queries.row(q), q, out);
+    return;
+  }
+  for (int j = static_cast<int>(threadIdx.x); j < out.k; j += kRankThreads)
+    out.write(q, j, j < top.count() ? top[j] : kNone);
+  if (threadIdx.x == 0) out.unsure[q] = 0;
+}
+
+// -- any number of answers --------------------------------------------------------------------
+
+// Every item's key of one query, kNone up to n_keys: 8 bytes written for each item's row read.
+__global__ void all_keys_kernel(Rows<float> items, const float* offsets, const float* query,
+                                const Mask* mask, std::int64_t n_keys, Key* keys) {
+  const int lanes = lanes_of(items.chunks);
+  const std::int64_t thread = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  const std::int64_t i = thread / lanes;
+  const int lane = static_cast<int>(thread % lanes);
+  const float sum = dot<float>(items.row(i < items.n ? i : 0), query, items.chunks, lanes, lane);
+  if (lane != 0 || i >= n_keys) return;
+  const auto id = static_cast<std::int32_t>(i);
+  const float score = i >= items.n ? kMinusInfinity : offsets == nullptr ? sum : sum + offsets[i];
+  keys[i] = score > kMinusInfinity && !mask->contains(id) ? key_of(score, id) : kNone;
+}
+
+constexpr int kSortedAtOnce = 2048;
+
+// Of a bitonic sort of many keys: a block's kSortedAtOnce, for the sizes from `from` to `to`.
+__global__ void sort_block_kernel(Key* keys, std::int64_t from, std::int64_t to) {
+  __shared__ Key mine[kSortedAtOnce];
+  const std::int64_t first = std::int64_t{blockIdx.x} * kSortedAtOnce;
+  for (int i = static_cast<int>(threadIdx.x); i < kSortedAtOnce; i += static_cast<int>(blockDim.x))
+    mine[i] = keys[first + i];
+  __syncthreads();
+  sort_keys(mine, kSortedAtOnce, first, from, to);
+  for (int i = static_cast<int>(threadIdx.x); i < kSortedAtOnce; i += static_cast<int>(blockDim.x))
+    keys[first + i] = mine[i];
+}
+
+// One step between pairs that are `stride` apart, a pair a thread.
+__global__ void sort_step_kernel(Key* keys, std::int64_t size, std::int64_t stride) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  order_pair(keys, 2 * i - (i & (stride - 1)), stride, 0, size);
+}
+
+__global__ void write_sorted_kernel(const Key* keys, std::int64_t n_keys, std::int64_t q,
+                                    Answers out) {
+  const std::int64_t j = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (j < out.k) out.write(q, static_cast<int>(j), j < n_keys ? keys[j] : kNone);
+  if (j == 0) out.unsure[q] = 0;
+}
+
+}  // namespace cexnn::cuda

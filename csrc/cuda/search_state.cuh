@@ -1,0 +1,96 @@
+// What a search keeps on the device between rounds.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "../searcher.hpp"
+#include "query_update.cuh"
+
+namespace cexnn::cuda {
+
+// Each query's inverse Cholesky factor, in one allocation: 4 n^2 bytes for n scores, and half as
+// much again in each direction when it has to grow.
+class CudaSearchState final : public SearchState {
+ public:
+  explicit CudaSearchState(std::int64_t n_queries)
+      : queries_(static_cast<std::size_t>(n_queries)) {}
+
+  void keep(VectorView<const std::int32_t> kept) override {
+    std::int64_t least = 0;
+    for (const std::int32_t q : kept) {  // all of them first: a refusal changes nothing
+      if (q < least || q >= n_queries())
+        throw std::invalid_argument("queries: expected ascending row numbers of the state");
+      least = q + std::int64_t{1};
+    }
+    for (std::int64_t n = 0; n < kept.size; ++n)
+      queries_[static_cast<std::size_t>(n)] = queries_[static_cast<std::size_t>(kept[n])];
+    queries_.resize(static_cast<std::size_t>(kept.size));
+  }
+
+  std::int64_t n_queries() const { return static_cast<std::int64_t>(queries_.size()); }
+  int n_done(std::int64_t q) const { return queries_[static_cast<std::size_t>(q)].n_done; }
+
+  // Names the memory for the `n` and `noise` of the queries from `first` on, and the row from which
+  // on it must be filled.
+  void prepare(std::vector<KnownRows>& rows, std::int64_t first, const Stream& stream) {
+    Query* queries = queries_.data() + first;
+    bool fits = true;
+    for (std::size_t q = 0; q < rows.size(); ++q)
+      fits = fits && rows[q].n_panels() <= queries[q].n_panels;
+    if (!fits) {
+      grow(rows, first, stream);
+      queries = queries_.data() + first;
+    }
+    for (std::size_t q = 0; q < rows.size(); ++q) {
+      Query& mine = queries[q];
+      if (mine.noise != rows[q].noise) mine.n_done = 0;  // the floor rose
+      mine.noise = rows[q].noise;
+      rows[q].inverse = memory_.data() + mine.begin;
+      rows[q].first =
+          mine.n_done == rows[q].n ? rows[q].n_panels() * kTile : mine.n_done / kTile * kTile;
+      mine.n_done = 0;  // until it is known to have worked
+    }
+  }
+
+  void done(const std::vector<KnownRows>& rows, std::int64_t first) {
+    for (std::size_t q = 0; q < rows.size(); ++q)
+      queries_[static_cast<std::size_t>(first) + q].n_done = rows[q].n;
+  }
+
+ private:
+  struct Query {
+    std::int64_t begin = 0;
+    int n_panels = 0;  // that there is room for
+    int n_done = 0;
+    double noise = 0.0;
+  };
+
+  void grow(const std::vector<KnownRows>& rows, std::int64_t first, const Stream& stream) {
+    std::vector<Query> grown = queries_;
+    for (std::size_t q = 0; q < rows.size(); ++q) {
+      int& n_panels = grown[static_cast<std::size_t>(first) + q].n_panels;
+      if (rows[q].n_panels() > n_panels) n_panels = std::max(rows[q].n_panels(), n_panels * 3 / 2);
+    }
+    std::int64_t size = 0;
+    for (Query& query : grown) {
+      query.begin = size;
+      size += KnownRows::size(query.n_panels);
+    }
+    DeviceBuffer<double> memory(size);
+    for (std::size_t q = 0; q < grown.size(); ++q)
+      copy<double>(memory_.data() + queries_[q].begin, memory.data() + grown[q].begin,
+                   KnownRows::size((queries_[q].n_done + kTile - 1) / kTile), stream);
+    stream.wait();
+    memory_ = std::move(memory);
+    queries_ = std::move(grown);
+  }
+
+  std::vector<Query> queries_;
+  DeviceBuffer<double> memory_;
+};
+
+}  // namespace cexnn::cuda
