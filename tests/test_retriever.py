@@ -204,3 +204,12 @@ def test_a_cross_encoder_is_bound_to_the_items(index):
     expected = cross_encoder.predict([("query 4", text) for text in TEXTS])
     assert [hit.id for hit in hits] == np.argsort(-expected, kind="stable")[:3].tolist()
     np.testing.assert_allclose([hit.score for hit in hits], np.sort(expected)[::-1][:3], atol=1e-4)
+
+
+def test_items_are_told_by_their_row(index):
+    assert make(index).item(3) == ("id-3", "item 3")
+    assert make(index, items=TEXTS).item(3) == (3, "item 3")
+    assert make(index, items=None).item(3) == (3, None)
+    for row in (-1, N, 1.0):
+        with pytest.raises(ValueError, match="row: expected an integer from 0"):
+            make(index).item(row)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn.checks import check_matrix
+from cexnn.checks import check_int, check_matrix
 from cexnn.cross_encoder import CrossEncoder
 from cexnn.index import Index
 from cexnn.items import is_list_like, row_numbers, split_items
@@ -309,6 +309,28 @@ class Retriever:
             for rows, scores in zip(result.ids.tolist(), result.scores.tolist(), strict=True)
         ]
 
+    def item(self, row: int) -> tuple[Any, str | None]:
+        """Return an item's id, as hits have it, and its text.
+
+        Parameters
+        ----------
+        row : int
+            Its row number in the index.
+
+        Returns
+        -------
+        id, text
+            The text is None if the retriever was made without items.
+
+        Raises
+        ------
+        ValueError
+            There is no such row.
+        """
+        check_int("row", row, minimum=0, maximum=self._index.n_items - 1)
+        item_id = row if self._ids is None else self._ids[row]
+        return item_id, None if self._texts is None else self._texts[row]
+
     def _checked(
         self, texts: Sequence[str], first: Sequence[Sequence[Any]] | None
     ) -> tuple[list[str], NDArray[np.int32] | None]:
@@ -329,8 +351,7 @@ class Retriever:
         )
 
     def _hit(self, row: int, score: float) -> Hit:
-        item_id = row if self._ids is None else self._ids[row]
-        return Hit(item_id, None if self._texts is None else self._texts[row], score)
+        return Hit(*self.item(row), score)
 
     def _bound(self, scorer: Scorer | CrossEncoder) -> Scorer:
         if isinstance(scorer, CrossEncoder):
