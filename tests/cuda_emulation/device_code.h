@@ -20,7 +20,7 @@
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
-// One thread of the CPU runs all blocks; its thread-local storage is poisoned before each of them.
+// One block at a time; the thread-local storage of the CPU thread that runs it is poisoned first.
 #define __shared__ static thread_local
 
 extern uint3 threadIdx, blockIdx;

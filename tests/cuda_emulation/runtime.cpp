@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -16,7 +15,6 @@
 #include <set>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 uint3 threadIdx, blockIdx;
@@ -66,8 +64,10 @@ struct Memory {
   std::map<std::size_t, std::size_t> sizes;  // offset of each allocation's data: its bytes
   std::map<const char*, std::size_t> pinned;
   int n_open = 0;
+  char pattern[2 * kGuardBytes + 4];  // of guards, from an offset that 4 divides
 
   Memory() {
+    for (std::size_t i = 0; i < sizeof pattern; ++i) pattern[i] = guard_byte(i);
     void* mapped =
         mmap(nullptr, kArenaBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) std::abort();
@@ -110,11 +110,9 @@ struct Memory {
   // Throws if somebody wrote around an array; the memory must be open.
   void check_guards() const {
     for (const auto& [offset, size] : sizes) {
-      bool whole = true;
-      for (std::size_t i = offset - kGuardBytes; i < offset; ++i)
-        whole = whole && arena[i] == guard_byte(i);
-      for (std::size_t i = offset + size; i < offset + room(size); ++i)
-        whole = whole && arena[i] == guard_byte(i);
+      const std::size_t end = offset + size;
+      const bool whole = std::memcmp(arena + offset - kGuardBytes, pattern, kGuardBytes) == 0 &&
+                         std::memcmp(arena + end, pattern + end % 4, room(size) - size) == 0;
       if (!whole) {
         guard(offset - kGuardBytes, kGuardBytes);  // reported once
         guard(offset + size, room(size) - size);
@@ -158,48 +156,7 @@ struct Open {
   }
 };
 
-// -- kernels: on a thread of their own, whose thread-local storage is the shared memory -----------
-
-class DeviceThread {
- public:
-  DeviceThread() {
-    std::thread([this] { serve(); }).detach();
-  }
-
-  void run(const Work& work) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    error_ = nullptr;
-    work_ = &work;
-    changed_.notify_all();
-    changed_.wait(lock, [this] { return work_ == nullptr; });
-    if (error_) std::rethrow_exception(error_);
-  }
-
- private:
-  void serve() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    for (;;) {
-      changed_.wait(lock, [this] { return work_ != nullptr; });
-      try {
-        (*work_)();
-      } catch (...) {
-        error_ = std::current_exception();
-      }
-      work_ = nullptr;
-      changed_.notify_all();
-    }
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  const Work* work_ = nullptr;
-  std::exception_ptr error_;
-};
-
-DeviceThread& device_thread() {
-  static DeviceThread* const thread = new DeviceThread;  // never ends
-  return *thread;
-}
+// -- kernels: the module's thread-local storage is their shared memory --------------------------
 
 thread_local char anchor = 0;  // finds this module's thread-local storage, and has it allocated
 
@@ -226,14 +183,27 @@ Range thread_storage() {
   return found;
 }
 
+// What this thread holds there is put back when the kernel is done.
+class KeptStorage {
+ public:
+  KeptStorage() : range_(thread_storage()), kept_(range_.begin, range_.begin + range_.size) {}
+  KeptStorage(const KeptStorage&) = delete;
+  ~KeptStorage() { std::memcpy(range_.begin, kept_.data(), range_.size); }
+
+  void poison() const { std::memset(range_.begin, 0xff, range_.size); }
+
+ private:
+  Range range_;
+  std::vector<char> kept_;
+};
+
 std::vector<char> dynamic_shared;
 char* dynamic_begin = nullptr;
 std::map<const void*, int> shared_bytes_allowed;
 std::uint64_t random_state = 0x9e3779b97f4a7c15 + number_from("CUDA_EMULATION_SEED", 0);
 
-void poison_shared(std::size_t bytes) {
-  const Range statics = thread_storage();
-  std::memset(statics.begin, 0xff, statics.size);
+void poison_shared(const KeptStorage& storage, std::size_t bytes) {
+  storage.poison();
   dynamic_shared.assign(bytes + 2 * kGuardBytes, static_cast<char>(0xff));
   const auto address = reinterpret_cast<std::uintptr_t>(dynamic_shared.data());
   dynamic_begin = dynamic_shared.data() + (128 - address % 128) % 128;
@@ -254,8 +224,9 @@ void run_grid(const cudaLaunchConfig_t& config, const Work& thread) {
   std::iota(order.begin(), order.end(), 0U);
   for (std::size_t i = n_blocks; i > 1; --i)
     std::swap(order[i - 1], order[draw(random_state, static_cast<unsigned>(i))]);
+  const KeptStorage storage;
   for (const unsigned at : order) {
-    poison_shared(config.dynamicSmemBytes);
+    poison_shared(storage, config.dynamicSmemBytes);
     blockIdx = place(at, config.gridDim);
     run_block(n_threads, random_state, [](unsigned t) { threadIdx = place(t, blockDim); }, thread);
     for (std::size_t i = 0; i < 64; ++i)
@@ -310,7 +281,6 @@ cudaError_t drain(Stream& stream, const std::function<bool()>& enough = [] { ret
     stream.queue.pop_front();
     try {
       work();
-      memory().check_guards();
     } catch (const std::exception& error) {
       stream.queue.clear();
       last_message = error.what();
@@ -348,7 +318,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const c
   if (config.dynamicSmemBytes > static_cast<std::size_t>(most)) return cudaErrorInvalidValue;
   return put(config.stream, [config, name, thread = std::move(thread)] {
     try {
-      device_thread().run([&] { run_grid(config, thread); });
+      run_grid(config, thread);
       memory().check_guards();
     } catch (const std::exception& error) {
       const std::string at = "block (" + std::to_string(blockIdx.x) + ", " +
