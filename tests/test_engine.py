@@ -2,7 +2,11 @@
 
 import asyncio
 import gc
+import json
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -288,12 +292,11 @@ def test_known_scores_are_not_asked_for_again(gate):
 
 def test_close_finishes_what_was_taken(gate, pool):
     engine = ScoringEngine(gate, max_batch_pairs=1)
-    calls = [pool.submit(score, engine, 1, item) for item in range(4)]
+    call = pool.submit(score, engine, 1, 0, 1, 2, 3)
     gate.wait_for_call()
-    wait_until(engine, 2)
     gate.go(100)
     engine.close()
-    assert sorted(one.result(WAIT)[0] for one in calls) == [1000, 1001, 1002, 1003]
+    assert call.result(WAIT).tolist() == [1000, 1001, 1002, 1003]
     assert engine.closed
     with pytest.raises(RuntimeError, match="the engine is closed"):
         score(engine, 1, 1)
@@ -458,3 +461,156 @@ def test_a_coroutine_function_is_awaited(world, index):
     np.testing.assert_array_equal(
         found.ids, index.search(lambda q, r, i: world.table[r, i], ["q"], **options).ids
     )
+
+
+def test_a_trace_tells_of_each_round(world, index):
+    def table(queries, rows, items):
+        return world.table[np.asarray(queries)[rows], items]
+
+    options = {"query_embeddings": world.queries[:2], "budget": 40, "rounds": 4}
+    plain = index.search(table, [0, 1], **options)
+    assert plain.trace is None
+    with ScoringEngine(table, cache_pairs=1000) as engine:
+        for n_cached in (0, 80):
+            found = asyncio.run(index.asearch(engine, [0, 1], trace=True, **options))
+            np.testing.assert_array_equal(found.ids, plain.ids)
+            trace = found.trace
+            assert len(trace.rounds) == 4
+            assert trace.n_cached == n_cached
+            assert trace.padding_factor == 1
+            for number, one in enumerate(trace.rounds):
+                np.testing.assert_array_equal(one.scores, world.table[one.rows, one.items])
+                assert np.isnan(one.estimates).all() == (number == 0)
+                assert one.call.n_tokens == (0 if n_cached else 20)
+                assert one.call.n_batches == (0 if n_cached else 1)
+                assert (one.call.model_ms > 0) == (not n_cached)
+                assert one.score_ms >= one.call.queue_ms >= 0
+                assert (one.update_ms > 0) == (number > 0)
+                assert one.top_k_ms > 0
+            assert trace.total_ms > 0
+
+
+def test_estimates_are_the_approximate_scores_of_the_items_asked_for(world, index):
+    options = {"query_embeddings": world.queries[:1], "budget": 40, "rounds": 2}
+    found = index.search(lambda q, r, i: world.table[r, i], [0], trace=True, **options)
+    second = found.trace.rounds[1]
+    assert (np.diff(second.estimates) <= 0).all()  # best first
+    assert np.corrcoef(second.estimates, second.scores)[0, 1] > 0
+
+
+FORK = """
+import os, sys, warnings
+import numpy as np
+warnings.simplefilter("ignore")  # of forking with threads: what this is about
+from cexnn import CrossEncoder, ScoringEngine
+from cexnn.demo.run import MODEL
+
+bound = CrossEncoder.from_pretrained(MODEL, max_length=32, num_threads=2).bind(["a b", "c d e"])
+engine = ScoringEngine(bound)
+pairs = (["a question", "another"], np.int32([0, 1, 1]), np.int32([0, 0, 1]))
+before = engine(*pairs)
+child = os.fork()
+if child == 0:
+    same = np.allclose(engine(*pairs), before, atol=1e-5) and engine.stats.n_batches > 1
+    os._exit(0 if same else 3)
+_, status = os.waitpid(child, 0)
+assert np.allclose(engine(*pairs), before, atol=1e-5)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_child_scores_on_its_own():
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'cexnn[cpu]'")
+    pytest.importorskip("tokenizers", reason="needs tokenizers: pip install 'cexnn[cpu]'")
+    run = subprocess.run(
+        [sys.executable, "-c", FORK], capture_output=True, text=True, timeout=WAIT, check=False
+    )
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.fixture(scope="module")
+def bound():
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'cexnn[cpu]'")
+    pytest.importorskip("tokenizers", reason="needs tokenizers: pip install 'cexnn[cpu]'")
+    from cexnn import CrossEncoder
+    from cexnn.demo.run import MODEL
+
+    texts = [" ".join(["word"] * (1 + n % 23)) for n in range(60)]
+    return CrossEncoder.from_pretrained(MODEL, max_length=64).bind(texts)
+
+
+def test_tokens_are_merged_and_queries_tokenized_once(bound, monkeypatch):
+    tokenized = []
+    model = bound.model
+    tokenize = model.tokenize_queries
+
+    def counted(texts, name):
+        tokenized.extend(texts)
+        return tokenize(texts, name)
+
+    async def together(engine, parts):
+        return await asyncio.gather(
+            *(engine.score(queries, rows[part], items[part]) for part in parts)
+        )
+
+    queries = ["what is a word", "two words", "why"]
+    rows, items = np.divmod(np.arange(180, dtype=np.int32), 60)
+    expected = bound(queries, rows, items)
+    monkeypatch.setattr(model, "tokenize_queries", counted)
+    with ScoringEngine(bound, max_batch_tokens=256, cache_pairs=0) as engine:
+        parts = np.array_split(np.random.default_rng(0).permutation(180), 6)
+        first = engine(queries, rows[parts[0]], items[parts[0]])
+        rest = asyncio.run(together(engine, parts[1:]))
+    for chosen, scores in zip(parts, [first, *rest], strict=True):
+        np.testing.assert_allclose(scores, expected[chosen], atol=1e-4)
+    assert sorted(tokenized) == sorted(queries)
+    assert engine.stats.n_pairs == 180
+    assert engine.stats.n_batches < 18  # six calls of three batches, had they been alone
+
+
+def test_an_engine_of_tokens_names_what_is_wrong(bound):
+    with pytest.raises(ValueError, match="^max_batch_tokens: expected an integer of at least 64"):
+        ScoringEngine(bound, max_batch_tokens=63)
+    with ScoringEngine(bound) as engine:
+        assert engine.n_items == 60
+        with pytest.raises(ValueError, match=r"^queries\[0\]: expected str, got int"):
+            engine([1], ids(0), ids(0))
+        with pytest.raises(ValueError, match="^items: expected numbers from 0 to 59, got 60"):
+            engine(["a"], ids(0), ids(60))
+
+
+def test_scores_do_not_depend_on_who_shares_the_batch(data_folder, tmp_path):
+    """The single-precision model of the real data, alone and in the company of others."""
+    pytest.importorskip("torch", reason="needs PyTorch to export the model: 'cexnn[torch]'")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'cexnn[cpu]'")
+    from cexnn import CrossEncoder, export_onnx
+
+    export_onnx(data_folder / "cross_encoder", tmp_path)
+    texts = {
+        name: [
+            json.loads(line)["text"]
+            for line in (data_folder / "medquad_faq" / f"{name}.jsonl").read_text().splitlines()
+        ][:60]
+        for name in ("queries", "items")
+    }
+    bound = CrossEncoder.from_pretrained(tmp_path, max_length=64).bind(texts["items"])
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.integers(0, 60, 100)).astype(np.int32)
+    items = rng.integers(0, 60, 100).astype(np.int32)
+    alone = np.concatenate(
+        [bound(texts["queries"], rows[[j]], items[[j]]) for j in range(len(rows))]
+    )
+
+    async def together(engine):
+        return await asyncio.gather(
+            *(
+                engine.score(texts["queries"], rows[part], items[part])
+                for part in np.array_split(np.arange(len(rows)), 10)
+            )
+        )
+
+    with ScoringEngine(bound, max_batch_tokens=512) as engine:
+        found = np.concatenate(asyncio.run(together(engine)))
+    assert engine.stats.n_batches < 20
+    np.testing.assert_allclose(found, alone, atol=1e-5)

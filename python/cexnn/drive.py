@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cexnn.engine import CallTrace, ScoringEngine
-from cexnn.pace import Pace, best_first
+from cexnn.pace import Pace, turns
 from cexnn.progress import ProgressBar, progress_bar
 from cexnn.scorer import (
     FloatArray,
@@ -111,47 +112,57 @@ async def arun(
 
 def _rounds(session: Session, pace: Pace | None, bar: ProgressBar) -> _Rounds:
     """Go through the rounds of a search: yields pairs, is sent their scores, returns the result."""
-    clock = time.monotonic if pace is None else pace.clock
-    while not session.done:
-        if pace is not None and not pace.allows_a_round():
+    while not session.done and (pace is None or pace.allows_a_round()):
+        if pace is None:
+            rows, items = session.ask()
+            yield from _part(session, rows, items, slice(None))
+        elif not (yield from _round_in_time(session, pace)):
             break
-        start = clock()
-        rows, items = session.ask()
-        if pace is not None:
-            pace.found(clock() - start)
-        at = np.arange(len(rows))  # within the round
-        while len(rows):
-            n = len(rows) if pace is None else pace.fitting(len(rows))
-            if n == 0:
-                return session.result()
-            chosen = np.arange(n) if n == len(rows) else best_first(rows, n)
-            noted = None if session.trace is None else session.trace.rounds[-1]
-            call = None if noted is None else noted.call
-            start = clock()
-            told = np.full(len(rows), np.nan, dtype=np.float32)
-            try:
-                scores = yield _Pairs(rows[chosen], items[chosen], call)
-            except BaseException as error:  # what it has got was paid for
-                obtained = getattr(error, "scores", None)
-                if obtained is not None:
-                    told[chosen] = obtained
-                    session.tell(told, allow_missing=True)
-                raise
-            seconds = clock() - start
-            told[chosen] = scores
-            if noted is not None:
-                noted.score_ms += seconds * 1e3
-                noted.scores[at] = told
-            session.tell(told, allow_missing=pace is not None)
-            if pace is None:
-                break
-            pace.scored(n, seconds)
-            if np.isnan(scores).any():  # the engine came to the deadline
-                return session.result()
-            waiting = np.isnan(told)
-            rows, items, at = rows[waiting], items[waiting], at[waiting]
         bar.update(1)
     return session.result()
+
+
+def _round_in_time(session: Session, pace: Pace) -> Generator[_Pairs, FloatArray, bool]:
+    """Score what there is time for, in as many calls as that takes; tell whether that was all."""
+    start = pace.clock()
+    rows, items = session.ask()
+    pace.found(pace.clock() - start)
+    turn = turns(rows)
+    while len(rows):
+        n = pace.fitting(len(rows))
+        if n == 0:
+            return False
+        start = pace.clock()
+        chosen = np.sort(np.argsort(turn)[:n])
+        waiting = yield from _part(session, rows, items, chosen)
+        if waiting[chosen].any():  # the engine came to the deadline
+            return False
+        pace.scored(n, pace.clock() - start)
+        rows, items, turn = rows[waiting], items[waiting], turn[waiting]
+    return True
+
+
+def _part(
+    session: Session, rows: IdArray, items: IdArray, chosen: NDArray[np.int64] | slice
+) -> Generator[_Pairs, FloatArray, NDArray[np.bool_]]:
+    """Have some of the pairs that wait scored; return which of them have no score yet."""
+    noted = None if session.trace is None else session.trace.rounds[-1]
+    told = np.full(len(rows), np.nan, dtype=np.float32)
+    start = time.perf_counter()
+    try:
+        pairs = _Pairs(rows[chosen], items[chosen], None if noted is None else noted.call)
+        told[chosen] = yield pairs
+    except BaseException as error:  # what it has got was paid for
+        obtained = getattr(error, "scores", None)
+        if obtained is not None:
+            told[chosen] = obtained
+            session.tell(told, allow_missing=True)
+        raise
+    if noted is not None:
+        noted.score_ms += (time.perf_counter() - start) * 1e3
+        noted.scores[np.isnan(noted.scores)] = told
+    session.tell(told, allow_missing=True)
+    return np.isnan(told)
 
 
 def _advance(rounds: _Rounds, scores: FloatArray | None) -> _Pairs | SearchResult:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cexnn.checks import check_float
 from cexnn.engine.rate import Rate
 
-__all__ = ["Pace", "best_first", "make_pace"]
+__all__ = ["Pace", "make_pace", "turns"]
 
 _FINISH = 0.003  # seconds kept to put the answer together and hand it over
 _TRIAL = 8  # pairs to learn a scorer's rate from
@@ -83,25 +83,24 @@ def make_pace(deadline_ms: float | None, *, timed: bool) -> Pace | None:
     return Pace(float(deadline_ms), timed=timed)
 
 
-def best_first(rows: NDArray[np.int32], n: int) -> NDArray[np.int64]:
-    """Choose ``n`` pairs fairly: each query's first, then each one's second, and so on.
+def turns(rows: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Order the pairs of a round fairly: each query's first, then each one's second, and so on.
 
     Parameters
     ----------
     rows : (p,) int32
         Query rows, ascending, each query's best item first.
-    n : int
 
     Returns
     -------
-    (n,) int64
-        Ascending positions.
+    (p,) int64
+        Of each pair, its place in that order.
 
     Examples
     --------
-    >>> best_first(np.int32([0, 0, 0, 2, 2]), 3)
-    array([0, 1, 3])
+    >>> turns(np.int32([0, 0, 0, 2, 2]))
+    array([0, 2, 4, 1, 3])
     """
     sizes = np.unique(rows, return_counts=True)[1]
     rank = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(np.argsort(rank, kind="stable")[:n])
+    return np.argsort(np.argsort(rank, kind="stable"), kind="stable")
