@@ -1,10 +1,12 @@
 """Texts in, texts out."""
 
+import asyncio
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from cexnn.engine import ScoringEngine
 from cexnn.index import Index
 from cexnn.retriever import Hit, Retriever
 from cexnn.scorer import PairScorer, ScorerError
@@ -213,3 +215,44 @@ def test_items_are_told_by_their_row(index):
     for row in (-1, N, 1.0):
         with pytest.raises(ValueError, match="row: expected an integer from 0"):
             make(index).item(row)
+
+
+def test_excluded_ids_are_not_found(index):
+    retriever = make(index)
+    [hits] = retriever.search(["query 4"], k=2, budget=9, exclude=["id-4", "nobody"])
+    assert [hit.id for hit in hits] == ["id-3", "id-5"]
+    [hits] = asyncio.run(retriever.asearch(["query 4"], k=2, budget=9, exclude={"id-3"}))
+    assert [hit.id for hit in hits] == ["id-4", "id-5"]
+    with pytest.raises(ValueError, match="^exclude: expected a sequence of ids, got 'id-4'"):
+        retriever.search(["query 4"], exclude="id-4")
+
+
+def test_searches_on_an_event_loop(index):
+    retriever = Retriever(
+        index,
+        ScoringEngine(PairScorer(closeness, TEXTS)),
+        encoder=encoder,
+        items=list(zip(IDS, TEXTS, strict=True)),
+    )
+
+    async def many():
+        return await asyncio.gather(
+            *(retriever.asearch([f"query {q}"], k=2, budget=9, rounds=3) for q in range(20))
+        )
+
+    found = asyncio.run(many())
+    for q, [hits] in enumerate(found):
+        assert [hits] == make(index).search([f"query {q}"], k=2, budget=9, rounds=3)
+        assert hits[0].id == f"id-{q}"
+    result = asyncio.run(retriever.asearch_rows(["query 4"], trace=True, first=[["id-9"]]))
+    assert result.complete.tolist() == [True]
+    assert 9 in result.trace.rounds[0].items
+
+
+def test_a_deadline_of_nothing_finds_nothing(index):
+    result = make(index).search_rows(["query 4"], deadline_ms=1e-6)
+    assert result.n_calls.tolist() == [0]
+    assert result.complete.tolist() == [False]
+    assert make(index).hits(result) == [[]]
+    with pytest.raises(ValueError, match="^deadline_ms: expected a number above 0, got 0"):
+        make(index).search(["query 4"], deadline_ms=0)

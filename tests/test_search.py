@@ -383,3 +383,33 @@ def test_queries_have_to_be_a_sequence(world, index, table_scorer):
     for queries in ((q for q in range(8)), None, set(range(8)), b"query"):
         with pytest.raises(ValueError, match="^queries:"):
             index.search(table_scorer(world.table), queries, **options(world))
+
+
+@pytest.mark.parametrize("stop", [None, "confident"])
+@pytest.mark.parametrize("trace", [False, True])
+def test_excluded_items_are_neither_found_nor_paid_for(world, index, table_scorer, stop, trace):
+    best = np.unique(world.exact[:, :5])
+    scorer = table_scorer(world.table)
+    result = index.search(
+        scorer,
+        range(world.n_queries),
+        **options(world, exclude=best, stop=stop, trace=trace, first=world.exact[:, :8]),
+    )
+    assert not scorer.seen[:, best].any()
+    assert (result.ids >= 0).all()
+    if stop is None:
+        assert result.n_calls.tolist() == [40] * world.n_queries
+    if trace and stop is None:
+        assert [len(one.items) for one in result.trace.rounds] == [80] * 4
+
+
+def test_excluding_all_but_a_few_scores_those(world, index, table_scorer):
+    scorer = table_scorer(world.table)
+    result = index.search(
+        scorer, [0], k=3, budget=40, rounds=2, exclude=np.arange(5, world.n_items),
+        query_embeddings=world.queries[:1],
+    )  # fmt: skip
+    assert np.flatnonzero(scorer.seen[0]).tolist() == [0, 1, 2, 3, 4]
+    assert result.complete.all()
+    with pytest.raises(ValueError, match="^exclude: expected ids from 0 to 399"):
+        index.search(scorer, [0], exclude=[400], query_embeddings=world.queries[:1])

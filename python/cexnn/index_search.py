@@ -43,6 +43,7 @@ class SearchOptions(TypedDict, total=False):
     rounds: int | str
     query_embeddings: FloatArray | None
     first: Any
+    exclude: Any
     update: str
     mix: float
     stop: str | None
@@ -81,6 +82,7 @@ class SearchableIndex:
         rounds: int | str = 5,
         query_embeddings: FloatArray | None = None,
         first: Any = None,
+        exclude: Any = None,
         update: str = "calibrated",
         mix: float = 0.0,
         stop: str | None = None,
@@ -113,6 +115,9 @@ class SearchableIndex:
             Item ids to open with, best first, from any retriever; -1 for none. By default, and
             where they do not fill the first round, the prior's best items, with and without
             the item offsets in turn.
+        exclude : (c,) int, optional
+            Ids of items that no query is to find or to pay for. Meant for few: each round looks
+            at ``c`` more.
         update : {"calibrated", "least_squares"}
             How scores become a query's factors: the posterior mean of the calibrated model, or
             the minimum-norm least squares of the AXN paper.
@@ -176,6 +181,7 @@ class SearchableIndex:
             rounds=rounds,
             query_embeddings=query_embeddings,
             first=first,
+            exclude=exclude,
             update=update,
             mix=mix,
             stop=stop,
@@ -241,6 +247,7 @@ class SearchableIndex:
         rounds: int | str = 5,
         query_embeddings: FloatArray | None = None,
         first: Any = None,
+        exclude: Any = None,
         update: str = "calibrated",
         mix: float = 0.0,
         stop: str | None = None,
@@ -270,6 +277,7 @@ class SearchableIndex:
             rounds=rounds,
             query_embeddings=query_embeddings,
             first=first,
+            exclude=exclude,
             update=update,
             mix=mix,
             stop=stop,
@@ -286,6 +294,7 @@ class SearchableIndex:
         rounds: int | str = 5,
         query_embeddings: FloatArray | None = None,
         first: Any = None,
+        exclude: Any = None,
         update: str = "calibrated",
         mix: float = 0.0,
         stop: str | None = None,
@@ -304,6 +313,14 @@ class SearchableIndex:
         if first is not None:
             given = check_ids("first", first, rows=n_queries, n_items=n_items)
             opening = np.where(np.isin(given, state.removed), np.int32(-1), given)
+        excluded = None
+        if exclude is not None:
+            given = check_ids(
+                "exclude", np.unique(np.asarray(exclude))[None], rows=1, n_items=n_items
+            )
+            excluded = np.setdiff1d(given[given >= 0], state.removed)
+            if opening is not None:
+                opening = np.where(np.isin(opening, excluded), np.int32(-1), opening)
         model, calibrated = state.learned.model, update == "calibrated"
         learned_rounds = state.learned.rounds if calibrated else ()
         openers = [state.plain]
@@ -333,6 +350,7 @@ class SearchableIndex:
                 or (state.learned.query_scale == 0 and len(state.learned.query_map) == 0),
             ),
             num_threads=resolve_num_threads(num_threads),
+            excluded=excluded,
             trace=trace,
         )
 

@@ -27,6 +27,7 @@ class AsyncOptions(TypedDict, total=False):
 
     rounds: int | str
     first: Sequence[Sequence[Any]] | None
+    exclude: Iterable[Any]
     query_embeddings: FloatArray | None
     num_threads: int | None
     deadline_ms: float | None
@@ -130,6 +131,7 @@ class Retriever:
         *,
         rounds: int | str = 5,
         first: Sequence[Sequence[Any]] | None = None,
+        exclude: Iterable[Any] = (),
         query_embeddings: FloatArray | None = None,
         num_threads: int | None = None,
         progress: bool = False,
@@ -151,6 +153,9 @@ class Retriever:
         first : sequence of sequences of ids, optional
             For each query the ids of items to open with, best first, from any retriever: the ids
             that hits have. An empty one leaves the opening to the index.
+        exclude : ids, optional
+            Items that no query is to find or to pay for; ids that no item has are passed over.
+            Meant for few.
         query_embeddings : (n_texts, n_dims) float, optional
             Used instead of the encoder.
         num_threads : int, optional
@@ -182,6 +187,7 @@ class Retriever:
                 budget,
                 rounds=rounds,
                 first=first,
+                exclude=exclude,
                 query_embeddings=query_embeddings,
                 num_threads=num_threads,
                 progress=progress,
@@ -198,6 +204,7 @@ class Retriever:
         *,
         rounds: int | str = 5,
         first: Sequence[Sequence[Any]] | None = None,
+        exclude: Iterable[Any] = (),
         query_embeddings: FloatArray | None = None,
         num_threads: int | None = None,
         progress: bool = False,
@@ -214,7 +221,7 @@ class Retriever:
             What `Index.search` returns; `hits` turns it into texts.
         """
         start = time.perf_counter()
-        queries, opening = self._checked(texts, first)
+        queries, opening, excluded = self._checked(texts, first, exclude)
         if query_embeddings is None:
             query_embeddings = self._embedded(queries)
         return self._index.search(
@@ -225,6 +232,7 @@ class Retriever:
             rounds=rounds,
             query_embeddings=query_embeddings,
             first=opening,
+            exclude=excluded,
             num_threads=num_threads,
             progress=progress,
             deadline_ms=_left(deadline_ms, start),
@@ -269,8 +277,10 @@ class Retriever:
             turns it into texts.
         """
         start = time.perf_counter()
-        queries, opening = self._checked(texts, options.pop("first", None))
-        embeddings = options.pop("query_embeddings", None)
+        queries, opening, excluded = self._checked(
+            texts, options.get("first"), options.get("exclude", ())
+        )
+        embeddings = options.get("query_embeddings")
         if embeddings is None and self._encoder is not None:
             loop = asyncio.get_running_loop()
             embeddings = await loop.run_in_executor(None, self._embedded, queries)
@@ -280,6 +290,7 @@ class Retriever:
             k=k,
             budget=budget,
             first=opening,
+            exclude=excluded,
             query_embeddings=embeddings,
             rounds=options.get("rounds", 5),
             num_threads=options.get("num_threads", 1),
@@ -332,16 +343,20 @@ class Retriever:
         return item_id, None if self._texts is None else self._texts[row]
 
     def _checked(
-        self, texts: Sequence[str], first: Sequence[Sequence[Any]] | None
-    ) -> tuple[list[str], NDArray[np.int32] | None]:
-        """Return the queries, and the row numbers to open with."""
+        self, texts: Sequence[str], first: Sequence[Sequence[Any]] | None, exclude: Iterable[Any]
+    ) -> tuple[list[str], NDArray[np.int32] | None, list[int] | None]:
+        """Return the queries, and the row numbers to open with and to leave out."""
         queries = _check_texts("texts", texts)
         if self._texts is not None and len(self._texts) != self._index.n_items:
             raise ValueError(
                 f"items: expected {self._index.n_items}, as in the index now, got "
                 f"{len(self._texts)} when the retriever was made: make another"
             )
-        return queries, None if first is None else self._opening(first, len(queries))
+        if isinstance(exclude, str) or not isinstance(exclude, Iterable):
+            raise ValueError(f"exclude: expected a sequence of ids, got {exclude!r}")
+        rows = [row for row in map(self._row, exclude) if row is not None]
+        opening = None if first is None else self._opening(first, len(queries))
+        return queries, opening, rows or None
 
     def _embedded(self, queries: list[str]) -> FloatArray | None:
         if self._encoder is None:

@@ -20,6 +20,7 @@ __all__ = ["SearchResult", "Session", "resolve_rounds"]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
+_Known = tuple[NDArray[np.int64], IdArray, FloatArray]
 Units = Callable[[FloatArray, NDArray[np.bool_]], FloatArray]
 
 
@@ -80,6 +81,9 @@ class Session:
         Items that the searcher can return; by default all.
     stop_confident : bool
         Whether a query whose k best are likely found spends no more; see `schedule.confident`.
+    excluded : (c,) int32, optional
+        Items, among the searchable, that are not to be asked for. Each round looks at so many
+        more.
     trace : SearchTrace, optional
         Where to note what the rounds take.
     """
@@ -100,9 +104,11 @@ class Session:
         units: Units | None = None,
         n_searchable: int | None = None,
         stop_confident: bool = False,
+        excluded: IdArray | None = None,
         trace: SearchTrace | None = None,
     ) -> None:
         self.trace = trace
+        self._excluded: IdArray = np.empty(0, dtype=np.int32) if excluded is None else excluded
         self._estimates: FloatArray | None = None  # of the next round's items, where traced
         self._spent = (0.0, 0.0)  # seconds in their update and top-k
         self._searcher, self._model, self._priors = searcher, model, priors
@@ -113,7 +119,8 @@ class Session:
         self._num_threads = num_threads
         self._stop_confident = stop_confident
         n_queries = len(priors)
-        budget = min(budget, n_items if n_searchable is None else n_searchable)
+        n_searchable = n_items if n_searchable is None else n_searchable
+        budget = min(budget, n_searchable - len(self._excluded))
         self._sizes = round_sizes(budget, rounds) if n_queries else []
         self._round = 0
         self._running = np.arange(n_queries)  # the others have stopped; priors and state: of these
@@ -269,12 +276,15 @@ class Session:
         if not given or (given[0] >= 0).sum(axis=1).min() < size:
             nothing: IdArray = np.empty(0, dtype=np.int32)
             nowhere = np.zeros(self.n_queries + 1, dtype=np.int64)
+            wider = size + len(self._excluded)
             best = [
-                opener.top_items(self._priors, nowhere, nothing, size, self._num_threads)[0]
+                opener.top_items(self._priors, nowhere, nothing, wider, self._num_threads)[0]
                 for opener in self._openers
             ]
             given.append(np.stack(best, axis=2).reshape(self.n_queries, -1))
         candidates = np.concatenate(given, axis=1)
+        if len(self._excluded):
+            candidates = np.where(np.isin(candidates, self._excluded), np.int32(-1), candidates)
         opening = np.empty((self.n_queries, size), dtype=np.int32)
         for row, ids in enumerate(candidates.tolist()):
             opening[row] = [i for i in dict.fromkeys(ids) if i >= 0][:size]
@@ -282,11 +292,28 @@ class Session:
         return opening
 
     def _next(self, size: int) -> IdArray:
-        told = (*self._told(), self._priors, self._model, self._state)
+        known, priors = self._told(), self._priors
+        wider = size + len(self._excluded)
         if self.trace is None:
-            return self._searcher.next_items(*told, size, self._num_threads)[0]
+            ids = self._searcher.next_items(
+                *known, priors, self._model, self._state, wider, self._num_threads
+            )[0]
+        else:
+            ids = self._next_traced(known, wider)
+        if len(self._excluded) == 0:
+            return ids
+        bad = np.isin(ids, self._excluded)
+        order = np.argsort(bad, axis=1, kind="stable")[:, :size]
+        if self._estimates is not None:
+            self._estimates = np.take_along_axis(self._estimates, order, axis=1)
+        return np.take_along_axis(np.where(bad, np.int32(-1), ids), order, axis=1)
+
+    def _next_traced(self, known: _Known, size: int) -> IdArray:
+        """Take the two halves of the native step one by one, and time them."""
         start = time.perf_counter()
-        factors = self._searcher.update(*told, self._num_threads)
+        factors = self._searcher.update(
+            *known, self._priors, self._model, self._state, self._num_threads
+        )
         middle = time.perf_counter()
         ids, self._estimates = self._searcher.top_items(factors, *told[:2], size, self._num_threads)
         self._spent = middle - start, time.perf_counter() - middle
@@ -329,7 +356,7 @@ class Session:
         self._searcher.keep(grown, kept)
         self._state = grown
 
-    def _told(self) -> tuple[NDArray[np.int64], IdArray, FloatArray]:
+    def _told(self) -> _Known:
         """Return what the model may know of the running queries, as the arrays of a CSR matrix."""
         counts = self._counts[self._running]
         indptr = np.zeros(len(counts) + 1, dtype=np.int64)
