@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from cexnn import EngineBusyError, Index, ScorerError, ScoringEngine
+from cexnn.cross_encoder import BoundCrossEncoder
 from cexnn.engine import CallTrace
 
 WAIT = 60  # seconds until a test that hangs is given up
@@ -567,6 +568,43 @@ def test_tokens_are_merged_and_queries_tokenized_once(bound, monkeypatch):
     assert sorted(tokenized) == sorted(queries)
     assert engine.stats.n_pairs == 180
     assert engine.stats.n_batches < 18  # six calls of three batches, had they been alone
+
+
+def test_any_texts_are_scored_beside_the_items(bound):
+    queries, texts = ["what is a word", "why"], ["a word", "another word " * 20, "", "why not"]
+    pairs = [(query, text) for query in queries for text in texts]
+    rows, items = np.divmod(np.arange(60, dtype=np.int32), 30)
+
+    async def together(engine):
+        return await asyncio.gather(
+            engine.score_texts(pairs),
+            engine.score(queries, rows, items),
+            engine.score_texts(pairs[:1]),
+            engine.score_texts([]),
+        )
+
+    with ScoringEngine(bound, max_wait_ms=50) as engine:
+        assert engine.scores_texts
+        assert engine.scorer is bound
+        found = asyncio.run(together(engine))
+        for bad in (["ab"], [("a", 1)], [("a", "b", "c")]):
+            with pytest.raises(ValueError, match=r"^pairs\[0\]"):
+                asyncio.run(engine.score_texts(bad))
+    everything = np.int32(np.arange(8))
+    expected = BoundCrossEncoder(
+        bound.model, bound.model.tokenize_items([text for _, text in pairs], "{}")
+    )([query for query, _ in pairs], everything, everything)
+    np.testing.assert_allclose(found[0], expected, atol=1e-4)
+    np.testing.assert_allclose(found[1], bound(queries, rows, items), atol=1e-4)
+    np.testing.assert_allclose(found[2], expected[:1], atol=1e-4)
+    assert found[3].shape == (0,)
+
+
+def test_texts_need_a_cross_encoder(gate):
+    with ScoringEngine(gate) as engine:
+        assert not engine.scores_texts
+        with pytest.raises(NotImplementedError, match="only the engine of a bound cross-encoder"):
+            asyncio.run(engine.score_texts([("a", "b")]))
 
 
 def test_an_engine_of_tokens_names_what_is_wrong(bound):

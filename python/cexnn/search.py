@@ -315,7 +315,9 @@ class Session:
             *known, self._priors, self._model, self._state, self._num_threads
         )
         middle = time.perf_counter()
-        ids, self._estimates = self._searcher.top_items(factors, *told[:2], size, self._num_threads)
+        ids, self._estimates = self._searcher.top_items(
+            factors, known[0], known[1], size, self._num_threads
+        )
         self._spent = middle - start, time.perf_counter() - middle
         return ids
 

@@ -1,8 +1,9 @@
 """Many searches, one model: their pairs scored in common batches.
 
-``scoring_engine`` is the public class; ``worker`` its two threads; ``waiting`` chooses what to
-score next from the ``submission``s; ``backends`` pack and score, by tokens or by pairs; ``rate``
-learns how long that takes; ``pair_cache`` keeps scores; ``report`` and ``call_trace`` tell.
+``scoring_engine`` is the public class; a ``call`` of it hands a ``submission`` to the ``worker``,
+whose two threads choose what to score next from those ``waiting``, and send it on its ``flight``
+through one of the ``backends``, by tokens or by pairs. ``rate`` learns how long that takes;
+``pair_cache`` keeps scores; ``report`` and ``call_trace`` tell.
 """
 
 from cexnn.engine.call_trace import CallTrace

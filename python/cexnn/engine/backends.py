@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder, check_numbers
 from cexnn.cross_encoder.pair_batches import PairTokens
 from cexnn.cross_encoder.tokens import TokenLists, check_text
-from cexnn.engine.submission import Limits, Work
+from cexnn.engine.submission import Limits, Work, merged
 from cexnn.scorer import FloatArray, IdArray, Scorer, by_position, call_scorer
 
 __all__ = ["Backend", "PlainBackend", "TokenBackend", "Tokens"]
@@ -31,7 +31,11 @@ class Backend(Protocol):
         """Make pairs ready; in the caller's thread."""
         ...
 
-    def pack(self, queries: Sequence[Any], rows: IdArray, items: IdArray, width: int) -> Any:
+    def prepare_texts(self, pairs: Sequence[tuple[str, str]]) -> Work:
+        """Make pairs of texts ready that are not of the items."""
+        ...
+
+    def pack(self, works: Sequence[Work], width: int) -> Any:
         """Pack one batch of prepared pairs, of at most ``width`` tokens each."""
         ...
 
@@ -73,13 +77,34 @@ class TokenBackend:
         local = positions.astype(np.int32)
         texts = [check_text(queries[row], "queries[{}]", row) for row in used.tolist()]
         tokens = self._tokenized(texts)
-        lengths = self._model.lengths(self._pairs(tokens, local, items))
-        return Work(tokens, local, items, lengths, rows, texts)
+        store = self._scorer.items
+        lengths = self._model.lengths(_pair_tokens(tokens, local, items, store))
+        return Work(tokens, local, items, lengths, rows, texts, store)
 
-    def pack(self, queries: Sequence[Any], rows: IdArray, items: IdArray, width: int) -> Any:
+    def prepare_texts(self, pairs: Sequence[tuple[str, str]]) -> Work:
+        """Tokenize texts that are not of the items."""
+        for j, pair in enumerate(pairs):
+            if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
+                raise ValueError(f"pairs[{j}]: expected a query text and a text, got {pair!r}")
+        asked = [check_text(pair[0], "pairs[{}][0]", j) for j, pair in enumerate(pairs)]
+        row_of = {text: row for row, text in enumerate(dict.fromkeys(asked))}
+        tokens = self._tokenized(list(row_of))
+        rows = np.array([row_of[text] for text in asked], dtype=np.int32)
+        store = self._model.tokenize_items([pair[1] for pair in pairs], "pairs[{}][1]")
+        items = np.arange(len(pairs), dtype=np.int32)
+        lengths = self._model.lengths(_pair_tokens(tokens, rows, items, store))
+        return Work(tokens, rows, items, lengths, items, None, store)
+
+    def pack(self, works: Sequence[Work], width: int) -> Any:
         """Pack token ids into the inputs of the model."""
+        queries, rows, items = merged(works)
+        store = works[0].store
+        assert store is not None
+        if any(work.store is not store for work in works):
+            lists = [one for work in works for one in _lists_of(work)]
+            store, items = _joined(lists), np.arange(len(rows), dtype=np.int32)
         everything = np.arange(len(rows), dtype=np.int64)
-        return self._model.pack(self._pairs(queries, rows, items), everything, width)
+        return self._model.pack(_pair_tokens(queries, rows, items, store), everything, width)
 
     def run(self, packed: Any) -> FloatArray:
         """Run the model."""
@@ -89,13 +114,6 @@ class TokenBackend:
         """Load the model again: the threads of the parent's session are not in the child."""
         scorer = BoundCrossEncoder(copy.copy(self._model), self._scorer.items)
         return TokenBackend(scorer, self.limits.batch_tokens, self.limits.batch_pairs)
-
-    def _pairs(self, queries: Sequence[Tokens], rows: IdArray, items: IdArray) -> PairTokens:
-        offsets = np.zeros(len(queries) + 1, dtype=np.int64)
-        np.cumsum([len(one.ids) for one in queries], out=offsets[1:])
-        ids = np.concatenate([one.ids for one in queries]) if queries else np.empty(0, np.int32)
-        cut = np.array([one.cut for one in queries], dtype=np.bool_)
-        return PairTokens(TokenLists(offsets, ids), cut, self._scorer.items, rows, items)
 
     def _tokenized(self, texts: list[str]) -> list[Tokens]:
         with self._lock:
@@ -123,6 +141,27 @@ class TokenBackend:
                 self._n_tokens -= len(self._queries.popitem(last=False)[1].ids)
 
 
+def _pair_tokens(
+    queries: Sequence[Tokens], rows: IdArray, items: IdArray, store: TokenLists
+) -> PairTokens:
+    cut = np.array([one.cut for one in queries], dtype=np.bool_)
+    return PairTokens(_joined([one.ids for one in queries]), cut, store, rows, items)
+
+
+def _lists_of(work: Work) -> list[NDArray[np.int32]]:
+    """Token ids of each pair's item."""
+    assert work.store is not None
+    offsets, ids = work.store
+    starts, ends = offsets[work.items].tolist(), offsets[work.items + 1].tolist()
+    return [ids[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _joined(lists: Sequence[NDArray[np.int32]]) -> TokenLists:
+    offsets = np.zeros(len(lists) + 1, dtype=np.int64)
+    np.cumsum([len(one) for one in lists], out=offsets[1:])
+    return TokenLists(offsets, np.concatenate([np.empty(0, dtype=np.int32), *lists]))
+
+
 class PlainBackend:
     """Any `Scorer`: a batch is one call of it with the pairs of several callers."""
 
@@ -140,9 +179,13 @@ class PlainBackend:
         lengths = np.ones(len(rows), dtype=np.int64)
         return Work(chosen, local.astype(np.int32), items, lengths, rows, chosen)
 
-    def pack(self, queries: Sequence[Any], rows: IdArray, items: IdArray, width: int) -> Any:
-        """Nothing to pack."""
-        return queries, rows, items
+    def prepare_texts(self, pairs: Sequence[tuple[str, str]]) -> Work:
+        """Refuse: a scorer knows items by their numbers."""
+        raise NotImplementedError("only the engine of a bound cross-encoder scores texts")
+
+    def pack(self, works: Sequence[Work], width: int) -> Any:
+        """Put the callers' pairs one after another."""
+        return merged(works)
 
     def run(self, packed: Any) -> FloatArray:
         """Call the scorer."""

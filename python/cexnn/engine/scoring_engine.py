@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import os
-import threading
-import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from cexnn.checks import check_float, check_int
 from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
 from cexnn.engine.backends import Backend, PlainBackend, TokenBackend
+from cexnn.engine.call import Call
 from cexnn.engine.call_trace import CallTrace
 from cexnn.engine.pair_cache import PairCache
 from cexnn.engine.report import EngineObserver, EngineStats
-from cexnn.engine.submission import Submission
 from cexnn.engine.worker import EngineBusyError, Worker
 from cexnn.scorer import FloatArray, IdArray, Scorer
 
@@ -105,7 +99,7 @@ class ScoringEngine:
             raise ValueError(f"observer: expected one with on_batch, got {type(observer).__name__}")
         n_items = getattr(scorer, "n_items", None)
         self.n_items: int | None = n_items if isinstance(n_items, int) else None
-        self.observer = observer
+        self._scorer = scorer
         self._cache = PairCache(cache_pairs) if cache_pairs else None
         self._worker = Worker(
             _backend(scorer, max_batch_tokens, max_batch_pairs),
@@ -116,6 +110,16 @@ class ScoringEngine:
         )
         weakref.finalize(self, self._worker.close, drain=False)
         _renew_in_children(self._worker)
+
+    @property
+    def scorer(self) -> Scorer:
+        """What the engine scores with."""
+        return self._scorer
+
+    @property
+    def scores_texts(self) -> bool:
+        """Whether `score_texts` works: with a bound cross-encoder."""
+        return isinstance(self._scorer, BoundCrossEncoder)
 
     @property
     def stats(self) -> EngineStats:
@@ -198,16 +202,9 @@ class ScoringEngine:
         RuntimeError
             The engine is closed.
         """
-        done = threading.Event()
-        call = self._begin(queries, rows, items, deadline, wait, trace, done.set)
-        if call.submission is None:
-            return call.scores
-        try:
-            done.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        except BaseException as error:  # Ctrl-C: what was paid for stays with it
-            error.scores = self._leave(call)  # type: ignore[attr-defined]
-            raise
-        return self._end(call)
+        work = self._worker.backend.prepare(queries, rows, items)
+        call = Call(self._worker, self._cache, work, deadline=deadline, wait=wait, trace=trace)
+        return call.waited_for()
 
     async def score(
         self,
@@ -224,90 +221,44 @@ class ScoringEngine:
         Parameters, results and errors are those of a plain call. Cancelled, its pairs leave the
         queue, and the ``scores`` of the ``CancelledError`` hold what was obtained.
         """
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[None] = loop.create_future()
-
-        def settle() -> None:
-            if not done.done():
-                done.set_result(None)
-
-        on_done = functools.partial(loop.call_soon_threadsafe, settle)
-        call = self._begin(queries, rows, items, deadline, wait, trace, on_done)
-        if call.submission is None:
-            return call.scores
-        timer = None
-        if deadline is not None:
-            timer = loop.call_later(max(0.0, deadline - time.monotonic()), settle)
-        try:
-            await done
-        except BaseException as error:  # cancelled: what was paid for stays with it
-            error.scores = self._leave(call)  # type: ignore[attr-defined]
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-        return self._end(call)
-
-    def _begin(
-        self,
-        queries: Sequence[Any],
-        rows: IdArray,
-        items: IdArray,
-        deadline: float | None,
-        wait: bool,
-        trace: CallTrace | None,
-        on_done: Callable[[], Any],
-    ) -> _Call:
-        """Hand in the pairs whose scores are not known."""
         work = self._worker.backend.prepare(queries, rows, items)
-        scores: FloatArray = np.full(len(work.rows), np.nan, dtype=np.float32)
-        if self._cache is not None and len(scores):
-            keys = _hashable(work.keys)
-            scores = self._cache.get([keys[row] for row in work.rows.tolist()], work.items)
-        unknown = np.flatnonzero(np.isnan(scores))
-        n_cached = len(scores) - len(unknown)
-        if n_cached:
-            self._worker.count_cached(n_cached)
-            work = work.only(unknown)
-        if trace is not None:
-            trace.n_cached += n_cached
-        if len(unknown) == 0:
-            return _Call(scores, unknown, None)
-        submission = Submission(
-            work,
-            arrived=time.monotonic(),
-            deadline=np.inf if deadline is None else deadline,
-            on_done=on_done,
-            trace=trace,
-        )
-        self._worker.submit(submission, wait=wait)
-        return _Call(scores, unknown, submission)
+        call = Call(self._worker, self._cache, work, deadline=deadline, wait=wait, trace=trace)
+        return await call.awaited()
 
-    def _leave(self, call: _Call) -> FloatArray:
-        """Take out what waits, and return the scores there are."""
-        assert call.submission is not None
-        call.scores[call.unknown] = self._worker.withdraw(call.submission)
-        return call.scores
+    async def score_texts(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        deadline: float | None = None,
+        wait: bool = True,
+        trace: CallTrace | None = None,
+    ) -> FloatArray:
+        """Score pairs of any texts, in common batches with the searches'; nothing is cached.
 
-    def _end(self, call: _Call) -> FloatArray:
-        scores, one = self._leave(call), call.submission
-        assert one is not None
-        if one.trace is not None:
-            taken = (time.monotonic() - one.arrived) * 1e3
-            one.trace.queue_ms += max(0.0, taken - one.trace.pack_ms - one.trace.model_ms)
-        if one.error is not None:
-            one.error.scores = scores
-            raise one.error
-        return scores
+        Parameters
+        ----------
+        pairs : sequence of (str, str)
+            Query text and text.
+        deadline, wait, trace
+            As in a plain call.
 
+        Returns
+        -------
+        (p,) float32
 
-class _Call:
-    """A call under way: what is known, which pairs are not, and their submission."""
-
-    def __init__(
-        self, scores: FloatArray, unknown: NDArray[np.int64], submission: Submission | None
-    ) -> None:
-        self.scores, self.unknown, self.submission = scores, unknown, submission
+        Raises
+        ------
+        NotImplementedError
+            The scorer is not a bound cross-encoder; see `scores_texts`.
+        ValueError
+            Something that is not a pair of texts.
+        ScorerError, EngineBusyError, RuntimeError
+            As in a plain call; ``row`` and ``item`` are both the pair's position.
+        """
+        loop = asyncio.get_running_loop()
+        work = await loop.run_in_executor(None, self._worker.backend.prepare_texts, pairs)
+        call = Call(self._worker, None, work, deadline=deadline, wait=wait, trace=trace)
+        return await call.awaited()
 
 
 def _backend(scorer: Scorer, max_batch_tokens: int | None, max_batch_pairs: int | None) -> Backend:
@@ -325,15 +276,6 @@ def _backend(scorer: Scorer, max_batch_tokens: int | None, max_batch_pairs: int 
             f"got {max_batch_tokens}; limit max_batch_pairs"
         )
     return PlainBackend(scorer, max_batch_pairs or _PLAIN_PAIRS)
-
-
-def _hashable(keys: Sequence[Any]) -> Sequence[Any]:
-    try:
-        for key in keys:
-            hash(key)
-    except TypeError as error:
-        raise ValueError(f"queries: expected hashable ones with cache_pairs, {error}") from error
-    return keys
 
 
 def _renew_in_children(worker: Worker) -> None:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.cross_encoder.tokens import TokenLists
 from cexnn.engine.call_trace import CallTrace
 from cexnn.scorer import FloatArray, IdArray, ScorerError
 
-__all__ = ["Limits", "Part", "Submission", "Work"]
+__all__ = ["Limits", "Part", "Submission", "Work", "merged"]
 
 # Seconds ahead of its deadline at which a caller counts as arrived: who has little time goes first,
 # but overtakes nobody who has waited longer than that.
@@ -50,8 +51,10 @@ class Work(NamedTuple):
         Tokens of each pair, or 1 where pairs are all alike.
     names : (p,) int32
         The numbers that the caller has for the queries, to be named in an error.
-    keys : sequence
-        What the queries are known by in a cache.
+    keys : sequence or None
+        What the queries are known by in a cache; None where the pairs are not to be kept.
+    store : TokenLists or None
+        Where the items' tokens are, if the backend goes by tokens.
     """
 
     queries: Sequence[Any]
@@ -59,7 +62,8 @@ class Work(NamedTuple):
     items: IdArray
     lengths: NDArray[np.int64]
     names: IdArray
-    keys: Sequence[Any]
+    keys: Sequence[Any] | None
+    store: TokenLists | None = None
 
     def only(self, positions: NDArray[np.int64]) -> Work:
         """Return some of the pairs."""
@@ -125,3 +129,22 @@ class Part(NamedTuple):
 
     submission: Submission
     positions: NDArray[np.int64]
+
+    @property
+    def work(self) -> Work:
+        """These pairs alone."""
+        return self.submission.work.only(self.positions)
+
+
+def merged(works: Sequence[Work]) -> tuple[list[Any], IdArray, IdArray]:
+    """Return the queries, rows and items of pairs of several callers, one caller's after another's.
+
+    Only queries that the pairs need are among them.
+    """
+    queries: list[Any] = []
+    rows = []
+    for work in works:
+        used, local = np.unique(work.rows, return_inverse=True)
+        rows.append((local + len(queries)).astype(np.int32))
+        queries.extend(work.queries[row] for row in used.tolist())
+    return queries, np.concatenate(rows), np.concatenate([work.items for work in works])

@@ -6,18 +6,18 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cexnn.engine.backends import Backend
+from cexnn.engine.flight import Flight, keep
 from cexnn.engine.pair_cache import PairCache
 from cexnn.engine.rate import Rate
-from cexnn.engine.report import BatchReport, EngineObserver, EngineStats
-from cexnn.engine.submission import Part, Submission
+from cexnn.engine.report import EngineObserver, EngineStats
+from cexnn.engine.submission import Submission
 from cexnn.engine.waiting import Batch, WaitingPairs
-from cexnn.scorer import FloatArray, IdArray, ScorerError
+from cexnn.scorer import FloatArray, ScorerError
 
 __all__ = ["EngineBusyError", "Worker"]
 
@@ -36,22 +36,6 @@ class EngineBusyError(RuntimeError):
     def __init__(self, retry_after: float) -> None:
         super().__init__(f"the engine's queue is full, try again in {retry_after:.3g} s")
         self.retry_after = retry_after
-
-
-@dataclass
-class _Flight:
-    """A batch on its way through the model."""
-
-    batch: Batch
-    n_tokens: int
-    n_padded_tokens: int
-    waited: float
-    pack_seconds: float = 0.0
-    packed: Any = None
-    started: float = 0.0
-    model_seconds: float = 0.0
-    scores: FloatArray | None = None
-    error: BaseException | None = None
 
 
 class Worker:
@@ -92,9 +76,9 @@ class Worker:
         self._packed = threading.Condition(self._lock)  # for the thread that runs the model
         self._waiting = WaitingPairs(self._backend.limits)
         self._line: deque[Submission] = deque()
-        self._next: _Flight | None = None  # packed
-        self._running: _Flight | None = None
-        self._landed: list[_Flight] = []
+        self._next: Flight | None = None  # packed
+        self._running: Flight | None = None
+        self._landed: list[Flight] = []
         self._threads: list[threading.Thread] = []
         self._closing = self._stopped = False
 
@@ -252,16 +236,15 @@ class Worker:
 
     def _pack(self, batch: Batch) -> None:
         start = time.monotonic()
-        works = [one.work for one, _ in batch.parts]
-        lengths = [w.lengths[at] for w, (_, at) in zip(works, batch.parts, strict=True)]
-        flight = _Flight(
+        works = [part.work for part in batch.parts]
+        flight = Flight(
             batch,
-            n_tokens=int(sum(some.sum() for some in lengths)),
+            n_tokens=int(sum(work.lengths.sum() for work in works)),
             n_padded_tokens=batch.n_pairs * batch.width,
             waited=start - min(one.arrived for one, _ in batch.parts),
         )
         try:
-            flight.packed = self._backend.pack(*_merged(batch.parts), batch.width)
+            flight.packed = self._backend.pack(works, batch.width)
         except BaseException as error:  # whatever it is, only this batch's callers get it
             flight.error = error
         flight.pack_seconds = time.monotonic() - start
@@ -272,8 +255,8 @@ class Worker:
                 self._next = flight
                 self._packed.notify()
 
-    def _deliver(self, flight: _Flight) -> None:
-        scores = _scores_of(flight)
+    def _deliver(self, flight: Flight) -> None:
+        scores = flight.obtained()
         with self._lock:
             start = n_late = 0
             for one, positions in flight.batch.parts:
@@ -284,64 +267,30 @@ class Worker:
                 if one.withdrawn:
                     n_late += int(np.isfinite(part).sum())
                 if one.trace is not None:
-                    _note(one, positions, flight)
+                    flight.note(one, positions)
                 if not np.isfinite(part).all():
                     self._fail(one, positions, flight)
-            self._count(flight, int(np.isfinite(scores).sum()), n_late)
+            n_scored = int(np.isfinite(scores).sum())
+            self._stats = flight.counted(self._stats, n_scored, n_late)
             over = [one for one, _ in flight.batch.parts if one.over]
             n_waiting = self._waiting.n_pairs
         if self._cache is not None:
-            _keep(self._cache, flight.batch.parts, scores)
+            keep(self._cache, flight.batch.parts, scores)
         self._tell(over)
         if self._observer is not None:
             self._report(flight, n_waiting)
 
-    def _fail(self, one: Submission, positions: Any, flight: _Flight) -> None:
+    def _fail(self, one: Submission, positions: Any, flight: Flight) -> None:
         """Let the caller know of a failure, once none of its pairs is on its way any more."""
         self._drop(one)
         if one.error is not None:
             return
-        bad = positions[~np.isfinite(one.scores[positions])]
-        row, item = int(one.work.names[bad[0]]), int(one.work.items[bad[0]])
-        cause = flight.error
-        if isinstance(cause, ScorerError):  # its words have the batch's numbers of the queries
-            cause = cause.__cause__
-        one.error = ScorerError(
-            f"the scorer failed on a batch of {flight.batch.n_pairs} pairs, among them query "
-            f"{row}, item {item}: {cause or 'it returned no finite score'}",
-            row=row,
-            item=item,
-        )
-        one.error.__cause__ = cause
+        one.error = flight.failure_of(one, positions)
 
-    def _count(self, flight: _Flight, n_pairs: int, n_late: int) -> None:
-        old = self._stats
-        self._stats = old._replace(
-            n_pairs=old.n_pairs + n_pairs,
-            n_batches=old.n_batches + 1,
-            n_tokens=old.n_tokens + flight.n_tokens,
-            n_padded_tokens=old.n_padded_tokens + flight.n_padded_tokens,
-            n_failed_batches=old.n_failed_batches + (flight.error is not None),
-            n_late_pairs=old.n_late_pairs + n_late,
-            model_seconds=old.model_seconds + flight.model_seconds,
-            pack_seconds=old.pack_seconds + flight.pack_seconds,
-        )
-
-    def _report(self, flight: _Flight, n_waiting: int) -> None:
-        report = BatchReport(
-            n_pairs=flight.batch.n_pairs,
-            n_calls=len(flight.batch.parts),
-            n_tokens=flight.n_tokens,
-            n_padded_tokens=flight.n_padded_tokens,
-            wait_seconds=flight.waited,
-            pack_seconds=flight.pack_seconds,
-            model_seconds=flight.model_seconds,
-            n_waiting_pairs=n_waiting,
-            failed=flight.error is not None,
-        )
+    def _report(self, flight: Flight, n_waiting: int) -> None:
         try:
             assert self._observer is not None
-            self._observer.on_batch(report)
+            self._observer.on_batch(flight.report(n_waiting))
         except Exception:
             logger.exception("the engine's observer failed")
 
@@ -393,48 +342,3 @@ class Worker:
                     self._rate.add(flight.n_padded_tokens, flight.model_seconds)
                 self._landed.append(flight)
                 self._news.notify()
-
-
-def _merged(parts: list[Part]) -> tuple[list[Any], IdArray, IdArray]:
-    """Return the queries, rows and items of a batch of several submissions."""
-    queries: list[Any] = []
-    rows, items = [], []
-    for one, positions in parts:
-        used, local = np.unique(one.work.rows[positions], return_inverse=True)
-        rows.append((local + len(queries)).astype(np.int32))
-        items.append(one.work.items[positions])
-        queries.extend(one.work.queries[row] for row in used.tolist())
-    return queries, np.concatenate(rows), np.concatenate(items)
-
-
-def _scores_of(flight: _Flight) -> FloatArray:
-    """Return a batch's scores, NaN where there is none; some of a failed batch may be there."""
-    scores = flight.scores
-    if scores is None and isinstance(flight.error, ScorerError):
-        scores = flight.error.scores
-    n = flight.batch.n_pairs
-    if scores is None or len(scores) != n:
-        return np.full(n, np.nan, dtype=np.float32)
-    return scores
-
-
-def _note(one: Submission, positions: Any, flight: _Flight) -> None:
-    """Note a batch in the trace of one of its callers."""
-    trace = one.trace
-    assert trace is not None
-    trace.n_batches += 1
-    trace.n_tokens += int(one.work.lengths[positions].sum())
-    trace.n_padded_tokens += len(positions) * flight.batch.width
-    trace.pack_ms += flight.pack_seconds * 1e3
-    trace.model_ms += flight.model_seconds * 1e3
-
-
-def _keep(cache: PairCache, parts: list[Part], scores: FloatArray) -> None:
-    start = 0
-    for one, positions in parts:
-        part = scores[start : start + len(positions)]
-        start += len(positions)
-        known = np.isfinite(part)
-        chosen = positions[known]
-        keys = [one.work.keys[row] for row in one.work.rows[chosen].tolist()]
-        cache.put(keys, one.work.items[chosen], part[known])
