@@ -1,0 +1,277 @@
+// Finding the best items for queries: passes over all items, by one query or many at a time.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "../searcher.hpp"
+#include "kernels.hpp"
+#include "packed_queries.hpp"
+#include "parallel.hpp"
+#include "topk.hpp"
+
+namespace cexnn::cpu {
+
+// One pass over the items for a few queries or a block of many: 2 n m d flops on m d floats. A tile
+// of items and its scores stay in the cache; scores are never written out whole. A few queries take
+// it one by one, until their share of a vector's lanes makes side by side faster: later where
+// items must be widened for that.
+inline std::int64_t few_queries(const CompactItems& from) {
+  return kernels().lanes / (from.empty() ? 4 : 2);
+}
+constexpr std::int64_t kQueriesPerBlock = 256;
+constexpr std::int64_t kItemsPerTile = 256;
+constexpr std::int64_t kItemsPerTask = 16 * kItemsPerTile;
+
+// Of a block: a tile of items waits in the second cache for panel after panel of queries, which
+// waits in the first for a few items at a time.
+constexpr std::int64_t kFloatsPerTile = 32768;
+constexpr std::int64_t kItemsAtOnce = 48;
+
+// Packed dot products differ in the last bits from those of one query, and those of compact items
+// by their rounding. More candidates than wanted are kept and ranked as one query ranks the factors
+// themselves, so that every way to the answer ends at the same. If it is not sure that nothing left
+// out belongs there (see rank_alone), the query is asked again of the factors themselves. The
+// spare candidates make that rare. Of Gaussian and of real factors, k = 100 needed at most one of
+// them in half precision and 5 in bytes, k = 1000 at most 3 and 108.
+inline std::int64_t with_spare(std::int64_t k, const CompactItems& from) {
+  return from.bytes.data == nullptr ? k + 32 : k + k / 4 + 32;
+}
+
+// Borrows its arrays, never changes, may be used from several threads.
+class ItemScan {
+ public:
+  ItemScan(MatrixView<const float> items, VectorView<const float> offsets,
+           const CompactItems& compact)
+      : items_(items), offsets_(offsets), compact_(compact) {
+    if (!offsets.empty() && offsets.size != items.rows)
+      throw std::invalid_argument("item_offsets: expected one for each item");
+    if (compact.empty()) return;
+    const bool halves = compact.halves.data != nullptr;
+    if (compact.scales.size != items.rows ||
+        (halves ? compact.halves.rows : compact.bytes.rows) != items.rows ||
+        (halves ? compact.halves.cols : compact.bytes.cols) != items.cols)
+      throw std::invalid_argument("compact: expected the shape of item_factors and a scale a row");
+    for (const float scale : compact.scales) largest_scale_ = std::max(largest_scale_, scale);
+  }
+
+  // Searcher::top_items. `excluded`: for each query the ids that it must not return, sorted.
+  void run(MatrixView<const float> queries, const std::vector<std::vector<std::int32_t>>& excluded,
+           int num_threads, MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const {
+    for (std::int64_t q = 0; q < queries.rows; q += kQueriesPerBlock)
+      answer({queries, q, std::min(kQueriesPerBlock, queries.rows - q), excluded, ids_out.cols},
+             compact_, num_threads, ids_out, approx_out);
+  }
+
+ private:
+  // Queries that share a pass over the items, and the ids that each must not return, sorted.
+  struct Block {
+    MatrixView<const float> queries;
+    std::int64_t first;
+    std::int64_t n_queries;
+    const std::vector<std::vector<std::int32_t>>& excluded;
+    std::int64_t k;
+
+    VectorView<const std::int32_t> mask(std::int64_t q) const {
+      const std::vector<std::int32_t>& ids = excluded[static_cast<std::size_t>(first + q)];
+      return {ids.data(), static_cast<std::int64_t>(ids.size())};
+    }
+  };
+
+  void answer(const Block& block, const CompactItems& from, int num_threads,
+              MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const {
+    const bool alone = from.empty() && block.n_queries <= few_queries(from);
+    const std::int64_t n_kept = alone ? block.k : with_spare(block.k, from);
+    std::vector<TopK> best = scan(block, from, n_kept, num_threads);
+    for (std::int64_t q = 0; q < block.n_queries; ++q) {
+      const std::int64_t row = block.first + q;
+      std::vector<Candidate> found = best[static_cast<std::size_t>(q)].finish();
+      if (alone || rank_alone(block.queries.row(row), block.k, n_kept, from, found)) {
+        write(found, ids_out.row_view(row), approx_out.row_view(row));
+      } else {
+        answer({block.queries, row, 1, block.excluded, block.k}, {}, num_threads, ids_out,
+               approx_out);
+      }
+    }
+  }
+
+  std::vector<TopK> scan(const Block& block, const CompactItems& from, std::int64_t n_kept,
+                         int num_threads) const {
+    const bool few = block.n_queries <= few_queries(from);
+    const std::int64_t n_tasks = (items_.rows + kItemsPerTask - 1) / kItemsPerTask;
+    const std::size_t n_threads = static_cast<std::size_t>(
+        std::max<std::int64_t>(1, std::min<std::int64_t>(num_threads, n_tasks)));
+    std::vector<std::vector<TopK>> best(
+        n_threads, std::vector<TopK>(static_cast<std::size_t>(block.n_queries), TopK(n_kept)));
+    const std::int64_t n_floats =
+        few ? kItemsPerTile
+            : 2 * kernels().lanes * (kItemsAtOnce + 1) + (from.empty() ? 0 : tile() * items_.cols);
+    std::vector<std::vector<float>> scratches(
+        n_threads, std::vector<float>(static_cast<std::size_t>(n_floats)));
+    const Panels panels(kernels().lanes, block.queries, block.first, few ? 0 : block.n_queries);
+    std::vector<WholeQuery> whole;
+    for (std::int64_t q = 0; few && from.bytes.data != nullptr && q < block.n_queries; ++q)
+      whole.emplace_back(block.queries.row(block.first + q), items_.cols);
+    parallel_for(n_tasks, static_cast<int>(n_threads), [&](std::int64_t task, int thread) {
+      std::vector<TopK>& mine = best[static_cast<std::size_t>(thread)];
+      float* scratch = scratches[static_cast<std::size_t>(thread)].data();
+      const std::int64_t begin = task * kItemsPerTask;
+      const std::int64_t end = std::min(items_.rows, begin + kItemsPerTask);
+      if (few) {
+        scan_few(block, from, whole, begin, end, scratch, mine);
+      } else {
+        scan_panels(panels, block, from, begin, end, scratch, mine);
+      }
+    });
+    for (std::int64_t q = 0; q < block.n_queries; ++q)
+      for (std::size_t thread = 1; thread < n_threads; ++thread)
+        best[0][static_cast<std::size_t>(q)].merge(best[thread][static_cast<std::size_t>(q)]);
+    return std::move(best[0]);
+  }
+
+  void scan_few(const Block& block, const CompactItems& from, const std::vector<WholeQuery>& whole,
+                std::int64_t begin, std::int64_t end, float* scores,
+                std::vector<TopK>& best) const {
+    std::int32_t positions[kItemsPerTile];
+    for (std::int64_t i = begin; i < end; i += kItemsPerTile) {
+      const std::int64_t n = std::min(kItemsPerTile, end - i);
+      const float* offsets = offsets_from(i);
+      for (std::int64_t q = 0; q < block.n_queries; ++q) {
+        TopK& mine = best[static_cast<std::size_t>(q)];
+        score(block, from, whole, q, i, n, scores);
+        const std::int64_t n_above = kernels().above_bar(scores, offsets, n, mine.bar(), positions);
+        for (std::int64_t at = 0; at < n_above; ++at) {
+          const std::int32_t p = positions[at];
+          mine.offer({scores[p] + (offsets == nullptr ? 0.0F : offsets[p]),
+                      static_cast<std::int32_t>(i + p)},
+                     block.mask(q));
+        }
+      }
+    }
+  }
+
+  // Of the block's query q with n items from i on.
+  void score(const Block& block, const CompactItems& from, const std::vector<WholeQuery>& whole,
+             std::int64_t q, std::int64_t i, std::int64_t n, float* scores) const {
+    const Kernels& k = kernels();
+    const float* query = block.queries.row(block.first + q);
+    if (from.halves.data != nullptr) {
+      k.dots_f16(from.halves.row(i), &from.scales[i], n, query, items_.cols, scores);
+    } else if (from.bytes.data != nullptr) {
+      const WholeQuery& codes = whole[static_cast<std::size_t>(q)];
+      k.dots_i8(from.bytes.row(i), &from.scales[i], n, codes.values(), codes.scale(), items_.cols,
+                scores);
+    } else {
+      k.dots(items_.row(i), n, query, items_.cols, scores);
+    }
+  }
+
+  // Items that a panel of queries passes over while they wait in the second cache.
+  std::int64_t tile() const {
+    return std::max<std::int64_t>(
+               1, kFloatsPerTile / (std::max<std::int64_t>(1, items_.cols) * kItemsAtOnce)) *
+           kItemsAtOnce;
+  }
+
+  // The factors of n items from i on, of compact ones written to `room`.
+  const float* floats(const CompactItems& from, std::int64_t i, std::int64_t n, float* room) const {
+    if (from.empty()) return items_.row(i);
+    const float* scales = &from.scales[i];
+    if (from.halves.data != nullptr) {
+      kernels().widen_f16(from.halves.row(i), scales, n, items_.cols, room);
+    } else {
+      kernels().widen_i8(from.bytes.row(i), scales, n, items_.cols, room);
+    }
+    return room;
+  }
+
+  void scan_panels(const Panels& panels, const Block& block, const CompactItems& from,
+                   std::int64_t begin, std::int64_t end, float* scores,
+                   std::vector<TopK>& best) const {
+    const Kernels& k = kernels();
+    float* bars = scores + 2 * k.lanes * kItemsAtOnce;
+    std::int32_t positions[kItemsAtOnce * 2 * kMaxLanes];
+    for (std::int64_t t = begin; t < end; t += tile()) {
+      const std::int64_t tile_end = std::min(end, t + tile());
+      const float* items = floats(from, t, tile_end - t, bars + 2 * k.lanes);
+      for (const Panel& panel : panels) {
+        const std::int64_t width = panel.n_vectors * k.lanes;
+        std::fill_n(bars, width, std::numeric_limits<float>::infinity());
+        TopK* mine = best.data() + panel.first;
+        for (std::int64_t q = 0; q < panel.n_queries; ++q) bars[q] = mine[q].bar();
+        for (std::int64_t i = t; i < tile_end; i += kItemsAtOnce) {
+          const std::int64_t n = std::min(kItemsAtOnce, tile_end - i);
+          const float* offsets = offsets_from(i);
+          k.panel_dots(items + (i - t) * items_.cols, n, panel.packed, panel.n_vectors, items_.cols,
+                       scores);
+          const std::int64_t n_above =
+              k.above_bars(scores, offsets, n, bars, panel.n_vectors, positions);
+          for (std::int64_t at = 0; at < n_above; ++at) {
+            const std::int64_t item = positions[at] / width, q = positions[at] % width;
+            const float score = scores[positions[at]] + (offsets == nullptr ? 0.0F : offsets[item]);
+            mine[q].offer({score, static_cast<std::int32_t>(i + item)},
+                          block.mask(panel.first + q));
+            bars[q] = mine[q].bar();
+          }
+        }
+      }
+    }
+  }
+
+  const float* offsets_from(std::int64_t item) const {
+    return offsets_.empty() ? nullptr : offsets_.data + item;
+  }
+
+  // Scores the candidates as a query alone would, and ranks them by that. Whether the k best are
+  // among them: what was left out has a score that is at most the least of theirs, and an error
+  // that is taken to be at most twice the largest of theirs.
+  bool rank_alone(const float* query, std::int64_t k, std::int64_t n_kept, const CompactItems& from,
+                  std::vector<Candidate>& candidates) const {
+    constexpr std::size_t kAhead = 8;  // rows asked for before they are needed
+    const std::size_t n = candidates.size();
+    const float bar = n == 0 ? 0.0F : candidates.back().score;
+    float error = 0.0F, scale = 0.0F;
+    for (std::size_t c = 0; c < n; ++c) {
+      Candidate& candidate = candidates[c];
+      if (c + kAhead < n) prefetch(items_.row_view(candidates[c + kAhead].id));
+      const float rough = candidate.score;
+      kernels().dots(items_.row(candidate.id), 1, query, items_.cols, &candidate.score);
+      if (!offsets_.empty()) candidate.score += offsets_.data[candidate.id];
+      error = std::max(error, std::abs(candidate.score - rough));
+      if (std::isnan(candidate.score)) candidate.score = -std::numeric_limits<float>::infinity();
+      if (!from.empty()) scale = std::max(scale, from.scales[candidate.id]);
+    }
+    if (scale > 0.0F)
+      error *= largest_scale_ / scale;  // an item is rounded as its factors are large
+    std::sort(candidates.begin(), candidates.end(), better);
+    return static_cast<std::int64_t>(n) < n_kept ||
+           candidates[static_cast<std::size_t>(k) - 1].score >= bar + 2.0F * error;
+  }
+
+  static void prefetch(VectorView<const float> row) {
+    constexpr std::int64_t kFloatsPerLine = 16;
+    for (std::int64_t j = 0; j < row.size; j += kFloatsPerLine) __builtin_prefetch(row.data + j);
+  }
+
+  static void write(const std::vector<Candidate>& best, VectorView<std::int32_t> ids,
+                    VectorView<float> approx) {
+    const auto n = static_cast<std::int64_t>(best.size());
+    for (std::int64_t j = 0; j < ids.size; ++j) {
+      ids[j] = j < n ? best[static_cast<std::size_t>(j)].id : -1;
+      approx[j] =
+          j < n ? best[static_cast<std::size_t>(j)].score : std::numeric_limits<float>::quiet_NaN();
+    }
+  }
+
+  MatrixView<const float> items_;
+  VectorView<const float> offsets_;
+  CompactItems compact_;
+  float largest_scale_ = 0.0F;
+};
+
+}  // namespace cexnn::cpu
