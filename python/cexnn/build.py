@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,17 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cexnn.als import Factors, check_regularization, default_n_factors
+from cexnn.als import check_regularization, default_n_factors
 from cexnn.checks import check_choice, check_int, check_matrix
-from cexnn.embedding_maps import query_priors
+from cexnn.embedding_maps import no_map, take_embeddings
 from cexnn.gated import import_torch
+from cexnn.held_out import choose_form, choose_score_map, starts
 from cexnn.item_factors import FORMS, FactorMaker
 from cexnn.learned import Learned
-from cexnn.prior import Calibration, calibrate, embedding_scales, mean_square_norm
-from cexnn.query_model import QueryModel, default_query_model, fit_query_model
+from cexnn.prior import embedding_scales, mean_square_norm
+from cexnn.query_model import default_query_model
 from cexnn.rounds import learn_rounds
 from cexnn.score_csr import check_scores, take_rows
-from cexnn.score_map import ScoreMap, normal_scores
 
 __all__ = ["learn"]
 
@@ -30,9 +29,6 @@ HELD_OUT_QUERIES = 100  # at most, and a fifth of the training queries at most
 LEAST_QUERIES = 10  # with fewer, the variances are fitted to the same queries as all else
 SIMULATED_QUERIES = 64  # at most, to learn the rounds
 TRIAL_SHARE = 2  # the trial takes one of so many sweeps; the final factorisation goes on from it
-CHOICE_SCORES = 64  # of a held-out query, the same for all that is to be chosen from
-SCORE_MAP_QUERIES = 400  # at most, to fit what judges the score map by
-SCORE_MAP_GAIN = 1 / 3  # nats a held-out score; for less, a map brings no recall to speak of
 MAX_SCORE = 1e37  # residuals of larger ones are infinite
 UNSCORED_SLOPE = 0.4  # score deviations that one deviation of dot products is taken to be worth
 
@@ -130,8 +126,8 @@ def _from_embeddings(
         mean_query=np.zeros(items.shape[1], dtype=np.float32),
         query_factors=np.zeros((0, items.shape[1]), dtype=np.float32),
         offset_map=np.zeros(0, dtype=np.float32),
-        factor_map=_no_map(items),
-        query_map=_no_map(items),
+        factor_map=no_map(items),
+        query_map=no_map(items),
         query_scale=query_scale,
         item_scale=item_scale,
         item_regularization=0.0,
@@ -156,15 +152,15 @@ def _from_scores(
         fit, held = np.sort(shuffled[n_held:]), np.sort(shuffled[:n_held])
     elif wanted == "auto" and items is not None:
         wanted = "embeddings"  # with no query to judge by, what has the least to learn
-    score_map = _choose_score_map(scores, queries, items, fit, held, options.seed)
+    score_map = choose_score_map(scores, queries, items, fit, held, options.seed)
     scores = score_map.of(scores)
     if items is None and options.n_factors is None:  # of all queries, not of the trial's
         options = replace(options, n_factors=default_n_factors(scores))
     few = max(1, options.n_iterations // TRIAL_SHARE)
     rest = max(1, options.n_iterations - few)
     trial_options = replace(options, n_iterations=few)
-    trial = _maker(take_rows(scores, fit), _rows(queries, fit), items, trial_options)
-    chosen, query_mapped, model = _choose(
+    trial = _maker(take_rows(scores, fit), take_embeddings(queries, fit), items, trial_options)
+    chosen, query_mapped, model = choose_form(
         trial, scores, queries, held, wanted, queries is not None and fit is not held, options.seed
     )
     options = replace(options, regularization=trial.regularization, n_iterations=rest)
@@ -178,7 +174,7 @@ def _from_scores(
         query_factors=factors.queries,
         offset_map=calibration.offset_map,
         factor_map=final.factor_map(chosen),
-        query_map=final.query_map(chosen, factors) if query_mapped else _no_map(factors.items),
+        query_map=final.query_map(chosen, factors) if query_mapped else no_map(factors.items),
         query_scale=calibration.query_scale,
         item_scale=calibration.item_scale,
         item_regularization=final.regularization[1],
@@ -213,7 +209,7 @@ def _with_rounds(
 ) -> Learned:
     """Learn how many rounds suit a budget, for queries such as those of the training."""
     picked = rng.choice(used, min(len(used), SIMULATED_QUERIES), replace=False)
-    priors = _priors(queries, picked, learned.mean_query, learned.query_scale, learned.query_map)
+    priors = starts(queries, picked, learned.mean_query, learned.query_scale, learned.query_map)
     rounds = learn_rounds(
         learned.model, learned.item_factors, learned.item_offsets, priors, rng, num_threads
     )
@@ -241,142 +237,3 @@ def _maker(
         progress=options.progress,
         before=before,
     )
-
-
-def _rows(queries: FloatArray | None, picked: NDArray[np.int64]) -> FloatArray | None:
-    return None if queries is None else np.ascontiguousarray(queries[picked])
-
-
-def _no_map(factors: FloatArray) -> FloatArray:
-    return np.zeros((0, factors.shape[1]), dtype=np.float32)
-
-
-def _choose_score_map(
-    scores: csr_array,
-    queries: FloatArray | None,
-    items: FloatArray | None,
-    fit: NDArray[np.int64],
-    held: NDArray[np.int64],
-    seed: int,
-) -> ScoreMap:
-    """Map scores to normal ones where held-out scores are clearly more likely for it.
-
-    Judged by the calibrated embeddings, or the item offsets alone: no factorisation is needed.
-    """
-    score_map = normal_scores(take_rows(scores, fit).data)
-    if not score_map.knots:
-        return score_map
-    if len(fit) > SCORE_MAP_QUERIES:
-        fit = np.sort(np.random.default_rng(seed).choice(fit, SCORE_MAP_QUERIES, replace=False))
-    told = take_rows(scores, held).data
-    identity = ScoreMap()
-    losses = [
-        _score_map_loss(candidate.of(scores), queries, items, fit, held, seed)
-        - float(candidate.log_slope(told).mean())
-        for candidate in (identity, score_map)
-    ]
-    return score_map if losses[0] - losses[1] > SCORE_MAP_GAIN else identity
-
-
-def _score_map_loss(
-    scores: csr_array,
-    queries: FloatArray | None,
-    items: FloatArray | None,
-    fit: NDArray[np.int64],
-    held: NDArray[np.int64],
-    seed: int,
-) -> float:
-    """Mean negative log likelihood of a held-out score, without a factorisation."""
-    calibration = calibrate(take_rows(scores, fit), _rows(queries, fit), items)
-    features = np.zeros((scores.shape[1], 1), dtype=np.float32)
-    if items is not None:
-        features = items * np.float32(calibration.item_scale)
-    nobody = np.zeros((1, features.shape[1]), dtype=np.float32)
-    factors = Factors(nobody, features, (1.0, 1.0), 0.0)
-    fitted = (calibration, factors, _no_map(features))
-    return _fit(scores, queries, held, *fitted, seed, max_scores=CHOICE_SCORES)[1]
-
-
-def _choose(
-    trial: FactorMaker,
-    scores: csr_array,
-    queries: FloatArray | None,
-    held: NDArray[np.int64],
-    wanted: str,
-    mappable: bool,
-    seed: int,
-) -> tuple[str, bool, QueryModel]:
-    """Choose by held-out queries: form of the item factors, whether to map queries, variances."""
-
-    def fit(
-        factors: Factors, query_map: FloatArray | None = None, **options: int
-    ) -> tuple[QueryModel, float]:
-        if query_map is None:
-            query_map = _no_map(factors.items)
-        return _fit(scores, queries, held, trial.calibration, factors, query_map, seed, **options)
-
-    if wanted == "gated":  # its query network is a map already
-        factors = trial.make(wanted)
-        return wanted, True, fit(factors, trial.query_map(wanted, factors))[0]
-    forms = trial.forms() if wanted == "auto" else (wanted,)
-    losses = dict.fromkeys(forms, 0.0)
-    if len(forms) > 1 or mappable:
-        losses = {form: fit(trial.make(form), max_scores=CHOICE_SCORES)[1] for form in forms}
-    chosen = min(losses, key=lambda form: losses[form])
-    factors, query_map = trial.make(chosen), None
-    if mappable:
-        found = trial.query_map(chosen, factors)
-        if fit(factors, found, max_scores=CHOICE_SCORES)[1] < losses[chosen]:
-            query_map = found
-    return chosen, query_map is not None, fit(factors, query_map)[0]
-
-
-def _fit(
-    scores: csr_array,
-    queries: FloatArray | None,
-    held: NDArray[np.int64],
-    calibration: Calibration,
-    factors: Factors,
-    query_map: FloatArray,
-    seed: int,
-    **options: int,
-) -> tuple[QueryModel, float]:
-    """Fit the variances to held-out queries; with the loss, as `fit_query_model` returns it."""
-    start = default_query_model(
-        calibration.residual_variance, mean_square_norm(factors.items), calibration.offset
-    )
-    systems = _systems(scores, queries, held, calibration, factors, query_map)
-    return fit_query_model(start, systems, np.random.default_rng(seed), **options)
-
-
-def _priors(
-    queries: FloatArray | None,
-    rows: NDArray[np.int64],
-    mean_query: FloatArray,
-    query_scale: float,
-    query_map: FloatArray,
-) -> FloatArray:
-    """Where the queries of these rows start; without embeddings as the mean query."""
-    if queries is None:
-        return np.tile(mean_query, (len(rows), 1))
-    return query_priors(queries[rows], query_scale, query_map, mean_query)
-
-
-def _systems(
-    scores: csr_array,
-    queries: FloatArray | None,
-    held: NDArray[np.int64],
-    calibration: Calibration,
-    factors: Factors,
-    query_map: FloatArray,
-) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
-    """Of each held-out query: the factors of its items, the prior's fit, and the residuals."""
-    mean_query = factors.queries.mean(axis=0, dtype=np.float64).astype(np.float32)
-    priors = _priors(queries, held, mean_query, calibration.query_scale, query_map)
-    for row, u0 in zip(held, priors, strict=True):
-        part = slice(scores.indptr[row], scores.indptr[row + 1])
-        ids = scores.indices[part]
-        found = factors.items[ids]
-        fits = found @ u0
-        expected = np.float32(calibration.offset) + calibration.item_offsets[ids] + fits
-        yield found, fits, scores.data[part] - expected

@@ -11,9 +11,19 @@ from numpy.typing import NDArray
 
 from cexnn.gated import apply_network
 
-__all__ = ["apply_map", "query_priors"]
+__all__ = ["apply_map", "no_map", "query_priors", "take_embeddings"]
 
 FloatArray = NDArray[np.float32]
+
+
+def no_map(factors: FloatArray) -> FloatArray:
+    """Return a map to factors like these that stands for a scale: (0, n_factors) float32."""
+    return np.zeros((0, factors.shape[1]), dtype=np.float32)
+
+
+def take_embeddings(embeddings: FloatArray | None, rows: NDArray[np.int64]) -> FloatArray | None:
+    """Return the embeddings of these rows, where there are any."""
+    return None if embeddings is None else np.ascontiguousarray(embeddings[rows])
 
 
 def apply_map(embeddings: FloatArray, scale: float, found: FloatArray) -> FloatArray:

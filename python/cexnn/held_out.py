@@ -1,0 +1,156 @@
+"""What a build chooses by training queries that it holds out: score map, form, variances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from cexnn.als import Factors
+from cexnn.embedding_maps import no_map, query_priors, take_embeddings
+from cexnn.item_factors import FactorMaker
+from cexnn.prior import Calibration, calibrate, mean_square_norm
+from cexnn.query_model import QueryModel, default_query_model, fit_query_model
+from cexnn.score_csr import take_rows
+from cexnn.score_map import ScoreMap, normal_scores
+
+__all__ = ["choose_form", "choose_score_map", "starts"]
+
+FloatArray = NDArray[np.float32]
+
+CHOICE_SCORES = 64  # of a held-out query, the same for all that is to be chosen from
+SCORE_MAP_QUERIES = 400  # at most, to fit what judges the score map by
+SCORE_MAP_GAIN = 1 / 3  # nats a held-out score; for less, a map brings no recall to speak of
+
+
+def choose_score_map(
+    scores: csr_array,
+    queries: FloatArray | None,
+    items: FloatArray | None,
+    fit: NDArray[np.int64],
+    held: NDArray[np.int64],
+    seed: int,
+) -> ScoreMap:
+    """Map scores to normal ones where held-out scores are clearly more likely for it.
+
+    Judged by the calibrated embeddings, or the item offsets alone: no factorisation is needed.
+    """
+    score_map = normal_scores(take_rows(scores, fit).data)
+    if not score_map.knots:
+        return score_map
+    if len(fit) > SCORE_MAP_QUERIES:
+        fit = np.sort(np.random.default_rng(seed).choice(fit, SCORE_MAP_QUERIES, replace=False))
+    told = take_rows(scores, held).data
+    identity = ScoreMap()
+    losses = [
+        _score_map_loss(candidate.of(scores), queries, items, fit, held, seed)
+        - float(candidate.log_slope(told).mean())
+        for candidate in (identity, score_map)
+    ]
+    return score_map if losses[0] - losses[1] > SCORE_MAP_GAIN else identity
+
+
+def _score_map_loss(
+    scores: csr_array,
+    queries: FloatArray | None,
+    items: FloatArray | None,
+    fit: NDArray[np.int64],
+    held: NDArray[np.int64],
+    seed: int,
+) -> float:
+    """Mean negative log likelihood of a held-out score, without a factorisation."""
+    calibration = calibrate(take_rows(scores, fit), take_embeddings(queries, fit), items)
+    features = np.zeros((scores.shape[1], 1), dtype=np.float32)
+    if items is not None:
+        features = items * np.float32(calibration.item_scale)
+    nobody = np.zeros((1, features.shape[1]), dtype=np.float32)
+    factors = Factors(nobody, features, (1.0, 1.0), 0.0)
+    fitted = (calibration, factors, no_map(features))
+    return _fit(scores, queries, held, *fitted, seed, max_scores=CHOICE_SCORES)[1]
+
+
+def choose_form(
+    trial: FactorMaker,
+    scores: csr_array,
+    queries: FloatArray | None,
+    held: NDArray[np.int64],
+    wanted: str,
+    mappable: bool,
+    seed: int,
+) -> tuple[str, bool, QueryModel]:
+    """Choose by held-out queries: form of the item factors, whether to map queries, variances."""
+
+    def fit(
+        factors: Factors, query_map: FloatArray | None = None, **options: int
+    ) -> tuple[QueryModel, float]:
+        if query_map is None:
+            query_map = no_map(factors.items)
+        return _fit(scores, queries, held, trial.calibration, factors, query_map, seed, **options)
+
+    if wanted == "gated":  # its query network is a map already
+        factors = trial.make(wanted)
+        return wanted, True, fit(factors, trial.query_map(wanted, factors))[0]
+    forms = trial.forms() if wanted == "auto" else (wanted,)
+    losses = dict.fromkeys(forms, 0.0)
+    if len(forms) > 1 or mappable:
+        losses = {form: fit(trial.make(form), max_scores=CHOICE_SCORES)[1] for form in forms}
+    chosen = min(losses, key=lambda form: losses[form])
+    factors, query_map = trial.make(chosen), None
+    if mappable:
+        found = trial.query_map(chosen, factors)
+        if fit(factors, found, max_scores=CHOICE_SCORES)[1] < losses[chosen]:
+            query_map = found
+    return chosen, query_map is not None, fit(factors, query_map)[0]
+
+
+def _fit(
+    scores: csr_array,
+    queries: FloatArray | None,
+    held: NDArray[np.int64],
+    calibration: Calibration,
+    factors: Factors,
+    query_map: FloatArray,
+    seed: int,
+    **options: int,
+) -> tuple[QueryModel, float]:
+    """Fit the variances to held-out queries; with the loss, as `fit_query_model` returns it."""
+    start = default_query_model(
+        calibration.residual_variance, mean_square_norm(factors.items), calibration.offset
+    )
+    systems = _systems(scores, queries, held, calibration, factors, query_map)
+    return fit_query_model(start, systems, np.random.default_rng(seed), **options)
+
+
+def starts(
+    queries: FloatArray | None,
+    rows: NDArray[np.int64],
+    mean_query: FloatArray,
+    query_scale: float,
+    query_map: FloatArray,
+) -> FloatArray:
+    """Where the queries of these rows start; without embeddings as the mean query."""
+    if queries is None:
+        return np.tile(mean_query, (len(rows), 1))
+    return query_priors(queries[rows], query_scale, query_map, mean_query)
+
+
+def _systems(
+    scores: csr_array,
+    queries: FloatArray | None,
+    held: NDArray[np.int64],
+    calibration: Calibration,
+    factors: Factors,
+    query_map: FloatArray,
+) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
+    """Of each held-out query: the factors of its items, the prior's fit, and the residuals."""
+    mean_query = factors.queries.mean(axis=0, dtype=np.float64).astype(np.float32)
+    priors = starts(queries, held, mean_query, calibration.query_scale, query_map)
+    for row, u0 in zip(held, priors, strict=True):
+        part = slice(scores.indptr[row], scores.indptr[row + 1])
+        ids = scores.indices[part]
+        found = factors.items[ids]
+        fits = found @ u0
+        expected = np.float32(calibration.offset) + calibration.item_offsets[ids] + fits
+        yield found, fits, scores.data[part] - expected
