@@ -1,0 +1,249 @@
+#include "streams.hpp"
+
+#include <cxxabi.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <deque>
+#include <map>
+#include <memory>
+#include <set>
+#include <stdexcept>
+#include <vector>
+
+#include "grid.hpp"
+#include "memory.hpp"
+
+namespace cuda_emulation {
+
+std::recursive_mutex device_mutex;
+std::string last_message;
+int n_capturing = 0;
+
+struct Graph {
+  std::vector<Work> work;
+};
+
+struct Stream {
+  std::deque<Work> queue;
+  std::unique_ptr<Graph> captured;  // being recorded
+};
+
+struct Event {
+  Stream* stream = nullptr;  // on which it waits to happen
+  std::chrono::steady_clock::time_point when;
+};
+
+namespace {
+
+constexpr int kSharedBytesMax = 227 * 1024, kSharedBytesUnasked = 48 * 1024;
+
+std::map<const void*, int> shared_bytes_allowed;
+
+std::string readable(const char* type) {
+  int status = 0;
+  char* text = abi::__cxa_demangle(type, nullptr, nullptr, &status);
+  std::string name = status == 0 ? text : type;
+  std::free(text);
+  return name;
+}
+
+std::set<Stream*>& streams() {
+  static auto* const all = new std::set<Stream*>;
+  return *all;
+}
+
+// Does what the stream holds, until `enough`.
+cudaError_t drain(Stream& stream, const std::function<bool()>& enough = [] { return false; }) {
+  if (stream.captured) return cudaErrorStreamCaptureUnsupported;
+  if (stream.queue.empty()) return cudaSuccess;
+  const Open open;
+  while (!stream.queue.empty() && !enough()) {
+    const Work work = std::move(stream.queue.front());
+    stream.queue.pop_front();
+    try {
+      work();
+    } catch (const std::exception& error) {
+      stream.queue.clear();
+      last_message = error.what();
+      return cudaErrorLaunchFailure;
+    }
+  }
+  return cudaSuccess;
+}
+
+Stream& stream_of(cudaStream_t stream) {
+  static Stream* const standard = [] {
+    auto* made = new Stream;
+    streams().insert(made);
+    return made;
+  }();
+  return stream == nullptr ? *standard : *stream;
+}
+
+}  // namespace
+
+bool is_capturing(cudaStream_t stream) { return stream_of(stream).captured != nullptr; }
+
+cudaError_t put(cudaStream_t stream, Work work) {
+  Stream& on = stream_of(stream);
+  if (on.captured) {
+    on.captured->work.push_back(std::move(work));
+  } else {
+    on.queue.push_back(std::move(work));
+  }
+  return cudaSuccess;
+}
+
+cudaError_t drain_all() {
+  for (Stream* stream : streams()) {
+    if (stream->captured) continue;
+    if (const cudaError_t status = drain(*stream); status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const char* name,
+                   Work thread) {
+  const Lock lock(device_mutex);
+  const dim3 grid = config.gridDim, block = config.blockDim;
+  const auto n_threads = std::uint64_t{1} * block.x * block.y * block.z;
+  if (n_threads == 0 || n_threads > 1024 || block.z > 64 || grid.x == 0 || grid.y == 0 ||
+      grid.z == 0 || grid.x > 0x7fffffffU || grid.y > 65535 || grid.z > 65535 ||
+      config.numAttrs != 0)
+    return cudaErrorInvalidConfiguration;
+  const auto allowed = shared_bytes_allowed.find(kernel);
+  const int most = allowed == shared_bytes_allowed.end() ? kSharedBytesUnasked : allowed->second;
+  if (config.dynamicSmemBytes > static_cast<std::size_t>(most)) return cudaErrorInvalidValue;
+  return put(config.stream, [config, name, thread = std::move(thread)] {
+    try {
+      run_grid(config, thread);
+      memory().check_guards();
+    } catch (const std::exception& error) {
+      const std::string at = "block (" + std::to_string(blockIdx.x) + ", " +
+                             std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + ")";
+      throw std::runtime_error("kernel " + readable(name) + ", " + at + ": " + error.what());
+    }
+  });
+}
+
+}  // namespace cuda_emulation
+
+using namespace cuda_emulation;  // NOLINT: the runtime's functions stand in no namespace
+
+cudaError_t cudaDeviceSynchronize() {
+  const Lock lock(device_mutex);
+  return drain_all();
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  const Lock lock(device_mutex);
+  *stream = new Stream;
+  streams().insert(*stream);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  const Lock lock(device_mutex);
+  const cudaError_t status = drain(*stream);
+  if (stream->captured) --n_capturing;
+  streams().erase(stream);
+  delete stream;
+  return status;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const Lock lock(device_mutex);
+  return drain(stream_of(stream));
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+  const Lock lock(device_mutex);
+  return put(stream, [event] {
+    if (event->stream == nullptr) return;
+    if (drain(*event->stream, [event] { return event->stream == nullptr; }) != cudaSuccess)
+      throw std::runtime_error(last_message);
+  });
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = new Event;
+  return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  const Lock lock(device_mutex);
+  cudaError_t status = cudaSuccess;
+  if (event->stream != nullptr) status = drain(*event->stream);
+  delete event;
+  return status;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const Lock lock(device_mutex);
+  event->stream = &stream_of(stream);
+  return put(stream, [event] {
+    event->stream = nullptr;
+    event->when = std::chrono::steady_clock::now();
+  });
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  const Lock lock(device_mutex);
+  if (event->stream == nullptr) return cudaSuccess;
+  return drain(*event->stream, [event] { return event->stream == nullptr; });
+}
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
+  const Lock lock(device_mutex);
+  if (start->stream != nullptr || end->stream != nullptr) return cudaErrorNotReady;
+  *milliseconds = std::chrono::duration<float, std::milli>(end->when - start->when).count();
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  const Lock lock(device_mutex);
+  if (stream == nullptr || stream->captured) return cudaErrorStreamCaptureUnsupported;
+  stream->captured = std::make_unique<Graph>();
+  ++n_capturing;
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  const Lock lock(device_mutex);
+  if (!stream->captured) return cudaErrorInvalidValue;
+  *graph = stream->captured.release();
+  --n_capturing;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                 unsigned long long) {
+  *executable = new Graph(*graph);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  const Lock lock(device_mutex);
+  const cudaError_t status = drain_all();
+  delete executable;
+  return status;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  const Lock lock(device_mutex);
+  for (const Work& work : executable->work) put(stream, work);
+  return cudaSuccess;
+}
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
+  const Lock lock(device_mutex);
+  if (value > kSharedBytesMax) return cudaErrorInvalidValue;
+  shared_bytes_allowed[kernel] = value;
+  return cudaSuccess;
+}

@@ -1,0 +1,23 @@
+// What is put on streams, until somebody waits.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <functional>
+#include <mutex>
+#include <string>
+
+namespace cuda_emulation {
+
+using Work = std::function<void()>;
+
+using Lock = std::lock_guard<std::recursive_mutex>;
+extern std::recursive_mutex device_mutex;  // over all of the device
+extern std::string last_message;           // of the work that failed
+extern int n_capturing;                    // streams that record a graph
+
+bool is_capturing(cudaStream_t stream);
+cudaError_t put(cudaStream_t stream, Work work);
+cudaError_t drain_all();  // all streams, to their ends
+
+}  // namespace cuda_emulation
