@@ -180,7 +180,7 @@ def test_info_speaks_to_people_and_programs(index):
 
 def test_help_names_every_command():
     text = run("--help").stdout
-    for command in ("build", "search", "evaluate", "export", "info", "demo"):
+    for command in ("build", "search", "serve", "evaluate", "export", "info", "demo"):
         assert f"\n  {command} " in text
         assert run(command, "--help").stdout.startswith(f"Usage: main {command} ")
 

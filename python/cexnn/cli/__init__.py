@@ -1,4 +1,4 @@
-"""The command line: ``cexnn demo``, ``build``, ``search``, ``evaluate``, ``export``, ``info``."""
+"""The command line: ``cexnn demo``, ``build``, ``search``, ``serve``, ``evaluate``, ..."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from cexnn.cli.build import build
 from cexnn.cli.demo import demo
 from cexnn.cli.evaluate import evaluate
+from cexnn.cli.serve import serve
 from cexnn.cli.support import (
     FILE,
     FOLDER,
@@ -50,6 +51,7 @@ def main() -> None:
 main.add_command(build)
 main.add_command(evaluate)
 main.add_command(demo)
+main.add_command(serve)
 
 
 @main.command(short_help="Search an index for texts.")
