@@ -126,3 +126,18 @@ def test_refuses_a_foreign_file(tmp_path: Path) -> None:
 def test_bad_input(texts: Any, options: dict[str, int], name: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"{name}:")):
         LsaEncoder.fit(texts, **options)
+
+
+def test_beside_other_embeddings_the_dot_products_add_up() -> None:
+    encoder = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1)
+    rng = np.random.default_rng(0)
+    given = rng.normal(size=(len(TEXTS), 5))
+    both = encoder.beside(given, TEXTS, weight=0.7)
+    assert both.dtype == np.float32
+    lengths = np.linalg.norm(given, axis=1)
+    words = encoder(TEXTS) @ encoder(TEXTS).T * np.outer(lengths, lengths)
+    np.testing.assert_allclose(both @ both.T, given @ given.T + 0.49 * words, atol=1e-5)
+    np.testing.assert_array_equal(encoder.beside(given[2:3], TEXTS[2:3], weight=0.7), both[2:3])
+    for wrong, options in ((given[1:], {}), (given, {"weight": -1.0})):
+        with pytest.raises(ValueError, match="embeddings|weight"):
+            encoder.beside(wrong, TEXTS, **options)

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import svds
 
-from cexnn.checks import check_int
+from cexnn.checks import check_float, check_int, check_matrix
 from cexnn.items import is_list_like
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
@@ -146,6 +146,46 @@ class LsaEncoder:
         projected = np.asarray(self._weigh(texts) @ self._components, np.float32)
         norms = np.linalg.norm(projected, axis=1, keepdims=True)
         return np.ascontiguousarray(projected / np.where(norms > 0, norms, 1))
+
+    def beside(
+        self, embeddings: ArrayLike, texts: Iterable[str], *, weight: float = 0.5
+    ) -> NDArray[np.float32]:
+        """Put what this encoder says of texts beside another one's embeddings of them.
+
+        Of unit vectors, the dot product of two results is that of the embeddings plus
+        ``weight ** 2`` times that of this encoder: words in common count beside what the other
+        knows. Do the same for items and queries.
+
+        Parameters
+        ----------
+        embeddings : (n_texts, d) float
+            Of the same texts.
+        texts : iterable of str
+        weight : float
+            Of this encoder; 0 to leave it out.
+
+        Returns
+        -------
+        (n_texts, d + n_dims) float32
+            Each row of ``embeddings``, then this encoder's times ``weight`` and the row's length.
+
+        Raises
+        ------
+        ValueError
+            Not as many finite embeddings as texts, or a negative weight.
+
+        Examples
+        --------
+        >>> encoder = LsaEncoder.fit(["sort a list", "sort an array", "open a file"], n_dims=1,
+        ...                          min_df=1)
+        >>> encoder.beside([[3.0, 4.0]], ["sort"]).round(3)
+        array([[3. , 4. , 2.5]], dtype=float32)
+        """
+        words = self(texts)
+        given = check_matrix("embeddings", embeddings, rows=len(words))
+        weight = check_float("weight", weight, minimum=0)
+        lengths = np.linalg.norm(given, axis=1, keepdims=True)
+        return np.hstack([given, np.float32(weight) * lengths * words])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the encoder to one file in NumPy's ``.npz`` format.
