@@ -1,6 +1,7 @@
 """How many pairs a second the cross-encoder scores, against plain batches on the same session.
 
 Run: CEXNN_DATA=... pytest bench/bench_cross_encoder.py --benchmark-json=cross_encoder.json
+bench_sentence_transformers.py compares with sentence-transformers.
 
 The yardstick is what one writes first: pairs in the order they come, 32 at a time, each tokenised
 as a pair and padded to the longest of its batch, on an ONNX Runtime session with the same options.

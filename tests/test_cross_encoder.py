@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from cexnn.cross_encoder import CrossEncoder
 from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
 from cexnn.cross_encoder.onnx_session import choose_providers
+from cexnn.cross_encoder.pair_batches import ModelInputs, PackedBatch, split_batch
 from cexnn.scorer import PairScorer, ScorerError, call_scorer
 
 # --- a tiny model: an ONNX file is a protocol buffer, short enough to write by hand ---
@@ -185,7 +186,9 @@ def test_half_precision_logits_become_float32():
 
 
 @pytest.mark.parametrize("max_length", [5, 6, 31, 33])
-@pytest.mark.parametrize("batch", [{"batch_tokens": 33}, {"batch_tokens": 200}, {}])
+@pytest.mark.parametrize(
+    "batch", [{"batch_tokens": 33}, {"batch_tokens": 200}, {"num_threads": 3}, {"num_threads": 64}]
+)
 def test_scores_do_not_depend_on_lengths_and_batches(max_length, batch):
     model = encoder(max_length=max_length, **batch)
     limits = {"max_length": max_length, "max_query_length": min(max_length // 2, max_length - 4)}
@@ -293,6 +296,28 @@ def test_what_was_cut_is_counted_and_said_once(caplog):
     assert any("queries cut to fit max_query_length=4" in text for text in messages)
 
 
+@pytest.mark.parametrize("width", [7, 10])
+@pytest.mark.parametrize("n_parts", [1, 2, 3, 9])
+def test_a_batch_is_shared_out_evenly_and_its_parts_are_as_wide_as_they_need(width, n_parts):
+    lengths = np.array([width, 6, 6, 5, 4, 2, 1], dtype=np.int64)
+    n = len(lengths) + width % 2  # with an odd width: the last row once more
+    ids = np.arange(n * width, dtype=np.int64).reshape(n, width)
+    parts = split_batch(PackedBatch(ModelInputs(ids, -ids, ids + 1), lengths, 0, 0), n_parts)
+    sizes = [len(part.input_ids) for part in parts]
+    assert sum(sizes) == n
+    assert max(sizes) - min(sizes) <= 1 + width % 2
+    begin = 0
+    for part, size in zip(parts, sizes, strict=True):
+        needed = lengths[min(begin, 6) : begin + size].max()
+        assert needed <= part.input_ids.shape[1] <= min(needed + 1, width)
+        assert part.input_ids.size % 2 == 0
+        expected = ids[begin : begin + size, : part.input_ids.shape[1]]
+        for got, wanted in zip(part, (expected, -expected, expected + 1), strict=True):
+            np.testing.assert_array_equal(got, wanted)
+            assert got.flags.c_contiguous
+        begin += size
+
+
 def test_batches_hold_little_padding_and_an_even_number_of_tokens():
     model = encoder(max_length=33, batch_tokens=66)
     model.bind(ITEMS)(QUERIES, ROWS, IDS)
@@ -305,9 +330,10 @@ def test_batches_hold_little_padding_and_an_even_number_of_tokens():
 # --- failures ---
 
 
-def test_scores_paid_for_before_a_failure_are_kept():
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_scores_paid_for_before_a_failure_are_kept(num_threads):
     items = ["w4 w5 w6", "w7 broken", "w8", "w9 w10 w11 w12"]
-    model = encoder(batch_tokens=32)
+    model = encoder(batch_tokens=32, num_threads=num_threads)
     rows, ids = np.int32([3, 3, 3, 3]), np.int32([2, 1, 0, 3])
     queries = ["", "", "", "w4 w5 w6 w7 w8 w9 w10 w11 w12 w13 w14"]
     with pytest.raises(

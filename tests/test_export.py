@@ -79,6 +79,28 @@ def test_a_network_and_its_files_agree(tmp_path, style):
     assert np.ptp(scores) > 0.01
 
 
+@pytest.mark.parametrize("style", ["bert", "roberta"])
+def test_scores_do_not_depend_on_who_shares_the_batch(tmp_path, style):
+    """In float32 a score moves by rounding alone, whatever the batch's rows and width."""
+    network = small_network(style, hidden_size=32, num_hidden_layers=3, intermediate_size=48)
+    files = export_onnx(network, tmp_path, tokenizer=fast_tokenizer(style))
+    generator = np.random.default_rng(2)
+    texts = [" ".join(generator.choice(WORDS[4:], n)) for n in generator.integers(0, 90, 150)]
+    pairs = [(texts[j % 7], text) for j, text in enumerate(texts)]
+
+    def load(**options):
+        return CrossEncoder(files.model, files.tokenizer, max_length=99, device="cpu", **options)
+
+    alone = load(num_threads=1).predict(pairs, batch_size=1)
+    assert np.ptp(alone) > 0.1
+    order = generator.permutation(len(pairs))
+    for num_threads, batch_tokens in [(1, 99), (1, 5000), (2, 400), (3, 512), (3, 20000)]:
+        model = load(num_threads=num_threads, batch_tokens=batch_tokens)
+        for batch_size in (None, 2, 7):
+            scores = model.predict([pairs[j] for j in order], batch_size=batch_size)
+            np.testing.assert_allclose(scores, alone[order], rtol=0, atol=1e-5)
+
+
 def test_weights_beside_the_model(tmp_path, monkeypatch):
     monkeypatch.setattr(cexnn.export, "_INLINE_BYTES", 0)
     result = export_onnx(small_network("bert"), tmp_path, tokenizer=fast_tokenizer("bert"))

@@ -45,8 +45,9 @@ class CrossEncoder:
         Tokens of a query at most, special tokens not included; default ``max_length // 2`` (less
         where that would leave no token for the item).
     batch_tokens : int, optional
-        Tokens of a batch at most, padding included; default 128 a thread on the CPU (but 256 at
-        least), 32768 elsewhere, and never below ``max_length``.
+        Tokens of a batch at most, padding included; default 256 a thread on the CPU, 32768
+        elsewhere, and never below ``max_length``. On the CPU the rows of a batch are shared out
+        over the threads.
     providers : sequence, optional
         Execution providers as ONNX Runtime takes them, instead of a device.
     num_threads : int, optional

@@ -5,13 +5,18 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import logging
+import os
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.cross_encoder.first_token import keep_first_token
+from cexnn.cross_encoder.pair_batches import ModelInputs
 from cexnn.device import resolve_num_threads
 
 __all__ = ["OnnxModel", "import_onnxruntime"]
@@ -22,6 +27,11 @@ _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
+# Batches run side by side, one to a thread, and do not wait for each other after each operation;
+# a call that is alone is helped by this many threads.
+_THREADS_A_CALL = 4
+_SLOW_FUSIONS = ["SkipLayerNormFusion"]  # many times slower than Add and LayerNormalization
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 def import_onnxruntime() -> Any:
@@ -80,6 +90,13 @@ class OnnxModel:
         A device or provider that is not available.
     ValueError
         A model that is not an ONNX cross-encoder with one label, or other bad arguments.
+
+    Attributes
+    ----------
+    providers : list of str
+        Execution providers, first choice first.
+    n_parallel : int
+        Calls that are best made at once, from as many threads, on the CPU.
     """
 
     def __init__(
@@ -93,14 +110,19 @@ class OnnxModel:
         ort = import_onnxruntime()
         wanted = choose_providers(ort.get_available_providers(), device, providers)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = resolve_num_threads(num_threads)
+        n_threads = resolve_num_threads(num_threads)
+        options.intra_op_num_threads = min(n_threads, _THREADS_A_CALL)
         options.log_severity_level = 4  # what fails is raised
         # Waiting threads that spin would take the CPU from the search between two calls.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        source = model if isinstance(model, bytes) else str(model)
         self._name = "bytes" if isinstance(model, bytes) else str(model)
         try:
-            self._session = ort.InferenceSession(source, options, providers=wanted)
+            self._session = ort.InferenceSession(
+                _narrowed(model, options),
+                options,
+                providers=wanted,
+                disabled_optimizers=_SLOW_FUSIONS if _provider_name(wanted[0]) == _CPU else None,
+            )
         except Exception as error:  # ONNX Runtime has one exception class for each kind of failure
             raise ValueError(
                 f"model: expected an ONNX model that {wanted} can run, got {self._name} ({error})"
@@ -109,6 +131,9 @@ class OnnxModel:
         self._check_provider(
             _provider_name(wanted[0]), strict=providers is not None or device != "auto"
         )
+        self.n_parallel = n_threads if self.on_cpu else 1
+        self._lock = threading.Lock()
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._inputs = self._check_inputs()
         self._output = self._check_outputs()
 
@@ -163,22 +188,17 @@ class OnnxModel:
             )
         return str(name)
 
-    def __call__(
-        self,
-        input_ids: NDArray[np.int64],
-        attention_mask: NDArray[np.int64],
-        token_type_ids: NDArray[np.int64],
-    ) -> NDArray[np.float32]:
-        """Logits of a padded batch.
+    def run_all(self, parts: Sequence[ModelInputs]) -> list[NDArray[np.float32]]:
+        """Logits of padded batches, which are run side by side, at most `n_parallel` at once.
 
         Parameters
         ----------
-        input_ids, attention_mask, token_type_ids : (n, width) int64
-            The batch; what the model has no input for is left out.
+        parts : sequence of ModelInputs
+            What the model has no input for is left out.
 
         Returns
         -------
-        (n,) float32
+        list of (n,) float32
             Raw logits, whatever type the model computes in.
 
         Raises
@@ -186,18 +206,57 @@ class OnnxModel:
         ValueError
             More than one label, seen only now.
         Exception
-            What ONNX Runtime raises.
+            What ONNX Runtime raises, once all parts have come to an end.
         """
-        arrays = dict(zip(_INPUTS, (input_ids, attention_mask, token_type_ids), strict=True))
+        others = [self._helpers().submit(self._run, part) for part in parts[1:]]
+        try:
+            first = [self._run(part) for part in parts[:1]]
+        finally:
+            wait(others)
+        return first + [one.result() for one in others]
+
+    def _helpers(self) -> ThreadPoolExecutor:
+        """Threads beside the caller's own, begun when first needed, and anew in a forked child."""
+        with self._lock:
+            if self._pool is None or self._pool[0] != os.getpid():
+                pool = ThreadPoolExecutor(max(1, self.n_parallel - 1), "cexnn-model")
+                self._pool = os.getpid(), pool
+            return self._pool[1]
+
+    def _run(self, inputs: ModelInputs) -> NDArray[np.float32]:
+        arrays = dict(zip(_INPUTS, inputs, strict=True))
         feed = {name: arrays[name].astype(t, copy=False) for name, t in self._inputs.items()}
         logits = np.asarray(self._session.run([self._output], feed)[0])
-        n = len(input_ids)
+        n = len(inputs.input_ids)
         if logits.shape not in ((n, 1), (n,)):
             raise ValueError(
                 f"model: expected one label, output ({n}, 1) or ({n},), got {logits.shape} "
                 f"from {self._name}"
             )
         return logits.reshape(n).astype(np.float32, copy=False)
+
+
+def _narrowed(model: Path | bytes, options: Any) -> str | bytes:
+    """Return the model with its last layer narrowed to what the score reads, where that applies."""
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        logger.info("without the onnx library the last layer is computed whole: pip install onnx")
+        return source
+    try:
+        if isinstance(model, bytes):
+            proto = onnx.load_model_from_string(model)
+        else:
+            proto = onnx.load(source, load_external_data=False)
+    except DecodeError:
+        return source  # the session says what is wrong with it
+    if not keep_first_token(proto):
+        return source
+    if isinstance(model, Path):
+        options.add_session_config_entry(_DATA_FOLDER, str(model.parent))
+    return bytes(proto.SerializeToString())
 
 
 def choose_providers(

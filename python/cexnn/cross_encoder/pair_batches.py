@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,15 @@ from numpy.typing import NDArray
 from cexnn import _core
 from cexnn.cross_encoder.tokens import PairFormat, TokenLists
 
-__all__ = ["PackedBatch", "PairTokens", "pack_batch", "pair_lengths", "plan_batches"]
+__all__ = [
+    "ModelInputs",
+    "PackedBatch",
+    "PairTokens",
+    "pack_batch",
+    "pair_lengths",
+    "plan_batches",
+    "split_batch",
+]
 
 
 class PairTokens(NamedTuple):
@@ -36,26 +45,35 @@ class PairTokens(NamedTuple):
     item_ids: NDArray[np.int32]
 
 
-class PackedBatch(NamedTuple):
-    """Some pairs as padded model inputs, and what there is to count of them.
+class ModelInputs(NamedTuple):
+    """Padded inputs of one call of the model.
 
     Attributes
     ----------
     input_ids, attention_mask, token_type_ids : (n, width) int64
-        One row a pair; where ``n_pairs * width`` is odd, the last row once more.
-    n_pairs : int
-        Pairs in the batch.
-    n_tokens : int
-        Tokens of the pairs; ``input_ids.size`` is what the model is given.
-    n_truncated_queries, n_truncated_items : int
-        Pairs whose query or whose item was cut.
+        One row a pair.
     """
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
     token_type_ids: NDArray[np.int64]
-    n_pairs: int
-    n_tokens: int
+
+
+class PackedBatch(NamedTuple):
+    """Some pairs as padded model inputs, and what there is to count of them.
+
+    Attributes
+    ----------
+    inputs : ModelInputs
+        (n, width); where ``n_pairs * width`` is odd, the last row once more.
+    lengths : (n_pairs,) int64
+        Tokens of each pair.
+    n_truncated_queries, n_truncated_items : int
+        Pairs whose query or whose item was cut.
+    """
+
+    inputs: ModelInputs
+    lengths: NDArray[np.int64]
     n_truncated_queries: int
     n_truncated_items: int
 
@@ -133,7 +151,7 @@ def pack_batch(
     width: int,
     layout: PairFormat,
     max_length: int,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+) -> ModelInputs:
     """Pack some pairs into padded model inputs with an even number of tokens.
 
     Parameters
@@ -151,8 +169,8 @@ def pack_batch(
 
     Returns
     -------
-    input_ids, attention_mask, token_type_ids : (n, width) int64
-        One row a pair; where ``n * width`` is odd, the last row once more.
+    ModelInputs
+        (n, width); where ``n * width`` is odd, the last row once more.
     """
     if len(positions) * width % 2:
         positions = np.append(positions, positions[-1])
@@ -174,4 +192,41 @@ def pack_batch(
         attention_mask,
         token_type_ids,
     )
-    return input_ids, attention_mask, token_type_ids
+    return ModelInputs(input_ids, attention_mask, token_type_ids)
+
+
+def split_batch(batch: PackedBatch, n_parts: int) -> list[ModelInputs]:
+    """Share the rows of a batch out over calls of the model, each no wider than its rows need.
+
+    Parameters
+    ----------
+    batch : PackedBatch
+        The batch.
+    n_parts : int
+        Parts at most.
+
+    Returns
+    -------
+    list of ModelInputs
+        The rows in their order, about as many in each part; rows times width of a part is even
+        where that of the batch is.
+
+    Examples
+    --------
+    >>> one = np.ones((3, 8), dtype=np.int64)
+    >>> batch = PackedBatch(ModelInputs(one, one, one), np.array([7, 5, 3]), 0, 0)
+    >>> [part.input_ids.shape for part in split_batch(batch, 2)]
+    [(1, 8), (2, 6)]
+    """
+    n, full = batch.inputs.input_ids.shape
+    unit = 1 + full % 2  # an odd width wants an even number of rows
+    n_parts = max(1, min(n_parts, n // unit))
+    begins = [n // unit * j // n_parts * unit for j in range(n_parts)] + [n]
+    parts = []
+    for begin, end in pairwise(begins):
+        lengths = batch.lengths[min(begin, len(batch.lengths) - 1) : end]
+        width = min(int(lengths.max() + 1) // 2 * 2, full)
+        parts.append(
+            ModelInputs(*(np.ascontiguousarray(x[begin:end, :width]) for x in batch.inputs))
+        )
+    return parts

@@ -20,9 +20,9 @@ from cexnn.cross_encoder.pair_batches import (
     pack_batch,
     pair_lengths,
     plan_batches,
+    split_batch,
 )
 from cexnn.cross_encoder.tokens import TokenLists, load_tokenizer, pair_format, tokenize
-from cexnn.device import resolve_num_threads
 from cexnn.progress import progress_bar
 from cexnn.scorer import FloatArray, IdArray, ScorerError
 
@@ -31,9 +31,8 @@ __all__ = ["PairModel", "ScoringStats"]
 logger = logging.getLogger(__name__)
 
 _PROBE_LENGTH = 1024  # tokens of the pair that a model is tried on: longer ones take seconds
-# Large enough to keep the machine busy; beyond that a batch only adds padding, and most where a
-# search scores a few pairs a round.
-_BATCH_TOKENS_A_THREAD, _CPU_BATCH_TOKENS = 128, 256
+# Large enough to keep a thread busy, small enough for the activations to stay in its cache.
+_BATCH_TOKENS_A_THREAD = 256
 _DEVICE_BATCH_TOKENS = 32768
 
 
@@ -99,8 +98,7 @@ class PairModel:
         self.providers = self._model.providers
         default = _DEVICE_BATCH_TOKENS
         if self._model.on_cpu:
-            n_threads = resolve_num_threads(num_threads)
-            default = max(_CPU_BATCH_TOKENS, _BATCH_TOKENS_A_THREAD * n_threads)
+            default = _BATCH_TOKENS_A_THREAD * self._model.n_parallel
         self.batch_tokens = batch_tokens or max(default, self.max_length)
         self.stats = ScoringStats()
         self._lock = threading.Lock()
@@ -198,9 +196,8 @@ class PairModel:
         chosen = pairs._replace(rows=rows, item_ids=pairs.item_ids[positions])
         lengths, cut_items = pair_lengths(chosen, self._format, self.max_length)
         return PackedBatch(
-            *pack_batch(pairs, positions, width, self._format, self.max_length),
-            n_pairs=len(positions),
-            n_tokens=int(lengths.sum()),
+            pack_batch(pairs, positions, width, self._format, self.max_length),
+            lengths,
             n_truncated_queries=int(pairs.cut_queries[rows].sum()),
             n_truncated_items=int(cut_items.sum()),
         )
@@ -217,12 +214,13 @@ class PairModel:
         Exception
             What ONNX Runtime raises.
         """
-        scores = self._model(*batch[:3])[: batch.n_pairs]
+        parts = split_batch(batch, self._model.n_parallel)
+        scores = np.concatenate(self._model.run_all(parts))[: len(batch.lengths)]
         self._count(
-            n_pairs=batch.n_pairs,
+            n_pairs=len(batch.lengths),
             n_batches=1,
-            n_tokens=batch.n_tokens,
-            n_padded_tokens=batch.input_ids.size,
+            n_tokens=int(batch.lengths.sum()),
+            n_padded_tokens=sum(part.input_ids.size for part in parts),
             n_truncated_queries=batch.n_truncated_queries,
             n_truncated_items=batch.n_truncated_items,
         )
@@ -249,7 +247,9 @@ class PairModel:
         pairs = PairTokens(lists, np.zeros(2, dtype=np.bool_), lists, zero, zero + 1)
         width = n_tokens + self._format.n_constants
         try:
-            self._model(*pack_batch(pairs, zero.astype(np.int64), width, self._format, width))
+            self._model.run_all(
+                [pack_batch(pairs, zero.astype(np.int64), width, self._format, width)]
+            )
         except Exception as error:
             raise ValueError(
                 f"model: expected one that scores pairs of {width} tokens, as max_length="
