@@ -106,8 +106,8 @@ struct Block {
   Fiber fibers[kMaxThreads];
   Warp warps[kMaxThreads / kLanes];
   std::vector<unsigned> ready;
+  uint3 places[kMaxThreads] = {};  // threadIdx of each
   std::uint64_t* random = nullptr;
-  const std::function<void(unsigned)>* enter = nullptr;
   const std::function<void()>* body = nullptr;
   std::string error;
 };
@@ -137,7 +137,7 @@ void go_on() {
   block.ready.pop_back();
   const bool same = next == block.current;
   block.current = next;
-  (*block.enter)(next);
+  threadIdx = block.places[next];
   if (!same) cuda_emulation_switch(mine, block.fibers[next].stack_pointer);
 }
 
@@ -194,7 +194,7 @@ bool all_here(const Warp& warp, unsigned first, std::uint32_t mask, const char* 
     const Fiber& fiber = block.fibers[first + lane];
     if ((mask >> lane & 1) == 0) continue;
     if (fiber.mask != mask) return false;
-    if (std::strcmp(fiber.operation, operation) != 0)
+    if (fiber.operation != operation && std::strcmp(fiber.operation, operation) != 0)
       fail("the lanes of a warp meet in different operations");
   }
   return true;
@@ -209,22 +209,27 @@ unsigned draw(std::uint64_t& random, unsigned n) {
   return static_cast<unsigned>((random >> 32) * n >> 32);
 }
 
-void run_block(unsigned n_threads, std::uint64_t& random,
-               const std::function<void(unsigned)>& enter, const std::function<void()>& body) {
+void run_block(const dim3& shape, std::uint64_t& random, const std::function<void()>& body) {
+  const unsigned n_threads = shape.x * shape.y * shape.z;
   block.n_threads = n_threads;
   block.n_ended = block.n_at_block_barrier = 0;
   block.random = &random;
-  block.enter = &enter;
   block.body = &body;
   block.error.clear();
   block.ready.clear();
   for (Warp& warp : block.warps) warp.waiting = 0;
-  for (unsigned t = 0; t < n_threads; ++t) start(t);
+  unsigned t = 0;
+  for (unsigned z = 0; z < shape.z; ++z)
+    for (unsigned y = 0; y < shape.y; ++y)
+      for (unsigned x = 0; x < shape.x; ++x) {
+        block.places[t] = {x, y, z};
+        start(t++);
+      }
   block.current = block.ready.back();
   block.ready.pop_back();
-  enter(block.current);
+  threadIdx = block.places[block.current];
   cuda_emulation_switch(&block.caller, block.fibers[block.current].stack_pointer);
-  for (unsigned t = 0; t < n_threads; ++t)
+  for (t = 0; t < n_threads; ++t)
     if (std::memcmp(stacks() + t * kStackBytes, &kCanary, sizeof kCanary) != 0)
       block.error = "a thread's stack overflowed";
   if (block.error.empty() && block.n_ended != n_threads) block.error = where_they_are();

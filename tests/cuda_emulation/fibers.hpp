@@ -4,13 +4,16 @@
 #include <cstdint>
 #include <functional>
 
+#include "vector_types.h"
+
+extern uint3 threadIdx;
+
 namespace cuda_emulation {
 
-// Runs `body` once for each of n_threads, each up to its next barrier at a time, in an order drawn
-// anew from `random` whenever several could go on; `enter(thread)` is called before a thread goes
-// on. Throws std::runtime_error if they stop at barriers that not all of them reach.
-void run_block(unsigned n_threads, std::uint64_t& random,
-               const std::function<void(unsigned)>& enter, const std::function<void()>& body);
+// Runs `body` once for each thread of a block of that shape, threadIdx set, each up to its next
+// barrier at a time, in an order drawn anew from `random` whenever several could go on. Throws
+// std::runtime_error if they stop at barriers that not all of them reach.
+void run_block(const dim3& shape, std::uint64_t& random, const std::function<void()>& body);
 
 // The following are for the body.
 

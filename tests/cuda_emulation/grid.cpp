@@ -81,7 +81,6 @@ void* dynamic_shared_bytes() { return dynamic_begin; }
 void run_grid(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
   const std::size_t n_blocks =
       std::size_t{1} * config.gridDim.x * config.gridDim.y * config.gridDim.z;
-  const unsigned n_threads = config.blockDim.x * config.blockDim.y * config.blockDim.z;
   gridDim = config.gridDim;
   blockDim = config.blockDim;
   std::vector<unsigned> order(n_blocks);
@@ -92,7 +91,7 @@ void run_grid(const cudaLaunchConfig_t& config, const std::function<void()>& thr
   for (const unsigned at : order) {
     poison_shared(storage, config.dynamicSmemBytes);
     blockIdx = place(at, config.gridDim);
-    run_block(n_threads, random_state, [](unsigned t) { threadIdx = place(t, blockDim); }, thread);
+    run_block(config.blockDim, random_state, thread);
     for (std::size_t i = 0; i < 64; ++i)
       if (dynamic_begin[config.dynamicSmemBytes + i] != guard_byte(i))
         throw std::runtime_error("a write behind the dynamic shared memory");
