@@ -132,6 +132,50 @@ def test_cuda_memory_that_is_lent_outlives_its_owner():
 
 
 @needs_cuda
+@pytest.mark.parametrize("lend", [lambda array: array, Lender], ids=["own", "lent"])
+def test_cuda_searches_stay_where_their_queries_are(lend):
+    rng = np.random.default_rng(0)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    V, offsets, u0 = normal(300, 24), normal(300), normal(3, 24)
+    indptr, ids, y = np.int64([0, 5, 5, 20]), rng.permutation(300)[:20].astype(np.int32), normal(20)
+    there = lambda array: lend(_core.DeviceArray(array))  # noqa: E731
+    searcher = _core.Searcher(there(V), there(offsets), device="cuda")
+    plain = _core.Searcher(V, offsets, device="cuda")
+    model = _core.QueryModel(
+        factor_variance=0.7, prior_scale_variance=0.25, shift_variance=2.0, noise_variance=0.1,
+        offset=-1.5, centred=True, mix=0.0,
+    )  # fmt: skip
+    known = (indptr, there(ids), there(y))
+    asked = rng.permutation(300)[:12].reshape(3, 4).astype(np.int32)
+    pairs = [
+        (
+            searcher.update(*known, there(u0), model, None, 1),
+            plain.update(indptr, ids, y, u0, model, None, 1),
+        ),
+        *zip(
+            searcher.top_items(there(u0), *known[:2], 9, 1),
+            plain.top_items(u0, indptr, ids, 9, 1),
+            strict=True,
+        ),
+        *zip(
+            searcher.next_items(*known, there(u0), model, None, 9, 1),
+            plain.next_items(indptr, ids, y, u0, model, None, 9, 1),
+            strict=True,
+        ),
+        *zip(
+            searcher.posterior(*known, there(u0), model, there(asked), None, 1),
+            plain.posterior(indptr, ids, y, u0, model, asked, None, 1),
+            strict=True,
+        ),
+    ]
+    for on_device, here in pairs:
+        assert isinstance(on_device, _core.DeviceArray)
+        assert np.array_equal(on_device.numpy(), here)
+    with pytest.raises(ValueError, match="out of range"):
+        searcher.top_items(there(u0), np.int64([0, 1, 1, 1]), there(np.int32([300])), 9, 1)
+
+
+@needs_cuda
 def test_cuda_tensors_of_torch_go_in_and_out():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     if not torch.cuda.is_available():
