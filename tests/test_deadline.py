@@ -10,7 +10,7 @@ import pytest
 
 from cexnn import Index, ScoringEngine
 from cexnn.drive import run
-from cexnn.engine.rate import Rate
+from cexnn.engine.rate import Handover, Rate
 from cexnn.engine.submission import Limits, Submission, Work
 from cexnn.engine.waiting import WaitingPairs
 from cexnn.pace import Pace
@@ -48,7 +48,7 @@ class Timed:
 
 def search(index, world, scorer, clock, deadline_ms, n=1, **options):
     options = {"budget": 100, "rounds": 5, "query_embeddings": world.queries[:n]} | options
-    pace = Pace(deadline_ms, timed=False, clock=clock)
+    pace = Pace(deadline_ms, clock=clock)
     return run(index.session(n, **options), scorer, list(range(n)), pace=pace)
 
 
@@ -266,4 +266,20 @@ def test_a_rate_tells_a_fixed_part_from_the_rest():
 
 
 def test_time_is_real_by_default():
-    assert Pace(1000, timed=True).end <= time.monotonic() + 1
+    assert Pace(1000).end <= time.monotonic() + 1
+
+
+def test_what_answering_takes_is_kept_for_it():
+    clock, handover = Clock(), Handover()
+    first = Pace(1000, handover=handover, clock=clock)
+    assert first.end == pytest.approx(clock.now + 0.997)
+    clock.now = first.end + 0.04
+    first.over()
+    second = Pace(1000, handover=handover, clock=clock)
+    assert second.end == pytest.approx(clock.now + 0.96)
+    second.over()  # in time: nothing to learn
+    assert handover.seconds == pytest.approx(0.04)
+    assert Pace(50, handover=handover, clock=clock).end == pytest.approx(clock.now + 0.025)
+    for _ in range(200):
+        handover.add(0.001)
+    assert handover.seconds == pytest.approx(0.003)

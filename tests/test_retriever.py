@@ -1,6 +1,7 @@
 """Texts in, texts out."""
 
 import asyncio
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -256,3 +257,28 @@ def test_a_deadline_of_nothing_finds_nothing(index):
     assert make(index).hits(result) == [[]]
     with pytest.raises(ValueError, match="^deadline_ms: expected a number above 0, got 0"):
         make(index).search(["query 4"], deadline_ms=0)
+
+
+def test_an_opened_retriever_is_pickled_as_its_path(index, tmp_path):
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime: pip install 'cexnn[cpu]'")
+    pytest.importorskip("tokenizers", reason="needs tokenizers: pip install 'cexnn[cpu]'")
+    from cexnn.demo.run import MODEL
+    from cexnn.index_folder import IndexFolder, Settings, write_folder
+    from cexnn.texts import Text
+
+    items = [Text(item_id, text) for item_id, text in zip(IDS, TEXTS, strict=True)]
+    settings = Settings(str(MODEL), max_length=64)
+    write_folder(tmp_path / "folder", IndexFolder(index, items, None, settings))
+    retriever = Retriever.open(tmp_path / "folder", device="cpu", engine={"cache_pairs": 100})
+    assert isinstance(retriever.scorer, ScoringEngine)
+    assert not isinstance(Retriever.open(tmp_path / "folder").scorer, ScoringEngine)
+    copied = pickle.dumps(retriever)
+    assert len(copied) < 1000
+    asked = {"k": 3, "budget": 9, "query_embeddings": encoder(["query 4"])}
+    with retriever.scorer, pickle.loads(copied).scorer:
+        found = pickle.loads(copied).search(["query 4"], **asked)
+        assert found == retriever.search(["query 4"], **asked)
+    with pytest.raises(TypeError, match="expected one made by Retriever.open"):
+        pickle.dumps(make(index))
+    with pytest.raises(ValueError, match="expected a folder that cexnn build wrote"):
+        Retriever.open(tmp_path)

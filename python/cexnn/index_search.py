@@ -15,8 +15,9 @@ from cexnn.device import resolve_num_threads
 from cexnn.drive import arun, run
 from cexnn.embedding_maps import query_priors
 from cexnn.engine import ScoringEngine
+from cexnn.engine.rate import Handover
 from cexnn.learned import Learned
-from cexnn.pace import make_pace
+from cexnn.pace import Pace, make_pace
 from cexnn.schedule import check_stop, resolve_rounds
 from cexnn.score_map import drawn_in, standardised
 from cexnn.scorer import Scorer, check_call
@@ -172,7 +173,7 @@ class SearchableIndex:
         (array([[0, 2]], dtype=int32), array([[5., 4.]], dtype=float32))
         """
         started = time.perf_counter()
-        pace = make_pace(deadline_ms, timed=isinstance(scorer, ScoringEngine))
+        pace = make_pace(deadline_ms, _handover(scorer))
         session = self._start(
             check_call(scorer, queries),
             SearchTrace() if trace else None,
@@ -188,7 +189,7 @@ class SearchableIndex:
             num_threads=num_threads,
         )
         result = run(session, scorer, queries, progress=progress, pace=pace)
-        return _timed(result, started)
+        return _timed(result, started, pace)
 
     async def asearch(
         self,
@@ -230,13 +231,13 @@ class SearchableIndex:
         executor.
         """
         started = time.perf_counter()
-        pace = make_pace(deadline_ms, timed=isinstance(scorer, ScoringEngine))
+        pace = make_pace(deadline_ms, _handover(scorer))
         n_queries = check_call(scorer, queries)
         options.setdefault("num_threads", 1)
         session = self._start(n_queries, SearchTrace() if trace else None, **options)
         work = n_queries * self._items.learned.item_factors.size
         result = await arun(session, scorer, queries, pace=pace, inline=work <= _INLINE)
-        return _timed(result, started)
+        return _timed(result, started, pace)
 
     def session(
         self,
@@ -355,7 +356,13 @@ class SearchableIndex:
         )
 
 
-def _timed(result: SearchResult, started: float) -> SearchResult:
+def _handover(scorer: Scorer) -> Handover | None:
+    return scorer.handover if isinstance(scorer, ScoringEngine) else None
+
+
+def _timed(result: SearchResult, started: float, pace: Pace | None) -> SearchResult:
+    if pace is not None:
+        pace.over()
     if result.trace is not None:
         result.trace.total_ms = (time.perf_counter() - started) * 1e3
     return result

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn.checks import check_float
-from cexnn.engine.rate import Rate
+from cexnn.engine.rate import Handover, Rate
 
 __all__ = ["Pace", "make_pace", "turns"]
 
@@ -24,19 +24,24 @@ class Pace:
     ----------
     deadline_ms : float
         Milliseconds from now.
-    timed : bool
-        Whether the scorer itself returns at a deadline, as a `ScoringEngine` does. Else a call is
-        made no larger than will most likely be done in time.
+    handover : Handover, optional
+        Of the `ScoringEngine` that scores: it returns at a deadline itself. With any other scorer
+        a call is made no larger than will most likely be done in time.
     clock : callable
         Seconds, as `time.monotonic`.
     """
 
     def __init__(
-        self, deadline_ms: float, *, timed: bool, clock: Callable[[], float] = time.monotonic
+        self,
+        deadline_ms: float,
+        *,
+        handover: Handover | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.clock = clock
-        self.end = clock() + deadline_ms / 1e3 - _FINISH
-        self._timed = timed
+        seconds = deadline_ms / 1e3
+        finish = _FINISH if handover is None else min(handover.seconds, seconds / 2)
+        self.clock, self._handover = clock, handover
+        self.end = clock() + seconds - finish
         self._rounds, self._calls = Rate(), Rate()
 
     @property
@@ -52,7 +57,7 @@ class Pace:
         """Of so many pairs, how many to score next; 0 where none will be done in time."""
         if self.left == 0:
             return 0
-        if self._timed:
+        if self._handover is not None:
             return n_pairs
         if not self._calls.known:
             return min(n_pairs, _TRIAL)
@@ -62,13 +67,19 @@ class Pace:
         """Learn from the finding of a round's pairs."""
         self._rounds.add(1, seconds)
 
+    def over(self) -> None:
+        """Learn from the answer, which is about to be returned, if the deadline made it."""
+        late = self.clock() - self.end
+        if self._handover is not None and late > 0:
+            self._handover.add(late)
+
     def scored(self, n_pairs: int, seconds: float) -> None:
         """Learn from a call of the scorer."""
-        if not self._timed:
+        if self._handover is None:
             self._calls.add(n_pairs, seconds)
 
 
-def make_pace(deadline_ms: float | None, *, timed: bool) -> Pace | None:
+def make_pace(deadline_ms: float | None, handover: Handover | None) -> Pace | None:
     """Return a `Pace` from now on; None where there is no deadline.
 
     Raises
@@ -80,7 +91,7 @@ def make_pace(deadline_ms: float | None, *, timed: bool) -> Pace | None:
         return None
     if check_float("deadline_ms", deadline_ms, minimum=0) == 0:
         raise ValueError(f"deadline_ms: expected a number above 0, got {deadline_ms!r}")
-    return Pace(float(deadline_ms), timed=timed)
+    return Pace(float(deadline_ms), handover=handover)
 
 
 def turns(rows: NDArray[np.int32]) -> NDArray[np.int64]:

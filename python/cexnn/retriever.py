@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from cexnn.checks import check_int, check_matrix
 from cexnn.cross_encoder import CrossEncoder
+from cexnn.engine import ScoringEngine
 from cexnn.index import Index
 from cexnn.items import is_list_like, row_numbers, split_items
 from cexnn.scorer import Scorer
@@ -111,7 +114,63 @@ class Retriever:
         if encoder is not None and self._n_dims is None:
             raise ValueError("encoder: expected None, the index was built without embeddings")
         self._encoder = encoder
+        self._reopen: Callable[[], Retriever] | None = None
         self._scorer = self._bound(scorer)
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        device: str = "auto",
+        num_threads: int | None = None,
+        engine: Mapping[str, Any] | None = None,
+    ) -> Retriever:
+        """Open a folder that ``cexnn build`` wrote.
+
+        What this makes can be pickled, as the path and these options: the copy opens the folder
+        again, so that worker processes share its memory-mapped file.
+
+        Parameters
+        ----------
+        folder : path
+            The folder.
+        device : {"auto", "cpu", "cuda"}
+            Where to search, and where to run the cross-encoder.
+        num_threads : int, optional
+            Of the cross-encoder on the CPU; by default the CPUs this process may use.
+        engine : mapping, optional
+            Options of a `ScoringEngine` between the searches and the cross-encoder, ``{}`` for
+            its defaults; by default none.
+
+        Returns
+        -------
+        Retriever
+
+        Raises
+        ------
+        ValueError, IndexFileError, OSError, ImportError, ConnectionError
+            The folder, or the cross-encoder that it names, cannot be used.
+        """
+        from cexnn.index_folder import read_folder  # which knows retrievers
+
+        path = os.path.abspath(folder)
+        content = read_folder(path, device=device)
+        found = content.retriever(device=device, num_threads=num_threads)
+        if engine is not None:
+            found._scorer = ScoringEngine(found._scorer, **engine)
+        found._reopen = functools.partial(
+            cls.open, path, device=device, num_threads=num_threads, engine=engine
+        )
+        return found
+
+    def __reduce__(self) -> tuple[Callable[[], Retriever], tuple[()]]:
+        if self._reopen is None:
+            raise TypeError(
+                "a Retriever is pickled by path: expected one made by Retriever.open, "
+                "got one put together from parts"
+            )
+        return self._reopen, ()
 
     @property
     def index(self) -> Index:

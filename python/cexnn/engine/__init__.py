@@ -3,10 +3,11 @@
 ``scoring_engine`` is the public class; a ``call`` of it hands a ``submission`` to the ``worker``,
 whose two threads choose what to score next from those ``waiting``, and send it on its ``flight``
 through one of the ``backends``, by tokens or by pairs. ``rate`` learns how long that takes;
-``pair_cache`` keeps scores; ``report`` and ``call_trace`` tell.
+``pair_cache`` keeps scores; ``report``, ``observers`` and ``call_trace`` tell.
 """
 
 from cexnn.engine.call_trace import CallTrace
+from cexnn.engine.observers import OpenTelemetryObserver, PrometheusObserver
 from cexnn.engine.report import BatchReport, EngineObserver, EngineStats
 from cexnn.engine.scoring_engine import EngineBusyError, ScoringEngine
 
@@ -16,5 +17,7 @@ __all__ = [
     "EngineBusyError",
     "EngineObserver",
     "EngineStats",
+    "OpenTelemetryObserver",
+    "PrometheusObserver",
     "ScoringEngine",
 ]

@@ -15,6 +15,7 @@ from cexnn.engine.backends import Backend, PlainBackend, TokenBackend
 from cexnn.engine.call import Call
 from cexnn.engine.call_trace import CallTrace
 from cexnn.engine.pair_cache import PairCache
+from cexnn.engine.rate import Handover
 from cexnn.engine.report import EngineObserver, EngineStats
 from cexnn.engine.worker import EngineBusyError, Worker
 from cexnn.scorer import FloatArray, IdArray, Scorer
@@ -63,6 +64,11 @@ class ScoringEngine:
     ValueError
         A bad argument, named.
 
+    Attributes
+    ----------
+    handover : Handover
+        What searches with a deadline learn of the time that it takes to answer.
+
     Notes
     -----
     Safe to use from several threads and event loops. The threads start with the first pairs, and
@@ -100,6 +106,7 @@ class ScoringEngine:
         n_items = getattr(scorer, "n_items", None)
         self.n_items: int | None = n_items if isinstance(n_items, int) else None
         self._scorer = scorer
+        self.handover = Handover()
         self._cache = PairCache(cache_pairs) if cache_pairs else None
         self._worker = Worker(
             _backend(scorer, max_batch_tokens, max_batch_pairs),

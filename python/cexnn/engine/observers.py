@@ -1,0 +1,123 @@
+"""Observers of an engine: Prometheus metrics, and OpenTelemetry spans."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from cexnn.engine.report import BatchReport
+
+__all__ = ["OpenTelemetryObserver", "PrometheusObserver"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+_FACTORS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+
+
+class PrometheusObserver:
+    """Counts an engine's batches in Prometheus metrics.
+
+    ``cexnn_pairs_total``, ``cexnn_batches_total`` and ``cexnn_failed_batches_total``,
+    ``cexnn_tokens_total`` and ``cexnn_padded_tokens_total``, ``cexnn_waiting_pairs``, and the
+    histograms ``cexnn_batch_pairs``, ``cexnn_batch_calls``, ``cexnn_padding_factor``,
+    ``cexnn_batch_wait_seconds``, ``cexnn_batch_pack_seconds`` and ``cexnn_batch_model_seconds``.
+
+    Parameters
+    ----------
+    registry : prometheus_client.CollectorRegistry, optional
+        Where to register them; default the library's own.
+
+    Raises
+    ------
+    ImportError
+        prometheus_client is missing.
+    ValueError
+        The registry has metrics of these names already.
+    """
+
+    def __init__(self, registry: Any = None) -> None:
+        try:
+            import prometheus_client as prometheus
+        except ImportError as error:
+            raise ImportError(
+                "PrometheusObserver needs prometheus_client: pip install 'cexnn[metrics]'"
+            ) from error
+        options = {} if registry is None else {"registry": registry}
+
+        def counter(name: str, text: str) -> Any:
+            return prometheus.Counter(f"cexnn_{name}", text, **options)
+
+        def histogram(name: str, text: str, buckets: Any) -> Any:
+            return prometheus.Histogram(f"cexnn_{name}", text, buckets=buckets, **options)
+
+        self._pairs = counter("pairs", "Pairs in batches of the cross-encoder")
+        self._batches = counter("batches", "Batches of the cross-encoder")
+        self._failed = counter("failed_batches", "Batches that the cross-encoder failed on")
+        self._tokens = counter("tokens", "Tokens of the pairs")
+        self._padded = counter("padded_tokens", "Tokens of the pairs with the batches' padding")
+        self._waiting = prometheus.Gauge(
+            "cexnn_waiting_pairs", "Pairs that wait for the cross-encoder", **options
+        )
+        self._sizes = histogram("batch_pairs", "Pairs of a batch", _SIZES)
+        self._calls = histogram("batch_calls", "Calls that share a batch", _SIZES)
+        self._factor = histogram("padding_factor", "Padded tokens through tokens", _FACTORS)
+        self._seconds = [
+            histogram("batch_wait_seconds", "Wait of a batch's first pairs", _SECONDS),
+            histogram("batch_pack_seconds", "Packing of a batch", _SECONDS),
+            histogram("batch_model_seconds", "A batch in the model", _SECONDS),
+        ]
+
+    def on_batch(self, report: BatchReport) -> None:
+        """Count a batch."""
+        self._pairs.inc(report.n_pairs)
+        self._batches.inc()
+        self._failed.inc(int(report.failed))
+        self._tokens.inc(report.n_tokens)
+        self._padded.inc(report.n_padded_tokens)
+        self._waiting.set(report.n_waiting_pairs)
+        self._sizes.observe(report.n_pairs)
+        self._calls.observe(report.n_calls)
+        self._factor.observe(report.n_padded_tokens / report.n_tokens)
+        taken = (report.wait_seconds, report.pack_seconds, report.model_seconds)
+        for histogram, seconds in zip(self._seconds, taken, strict=True):
+            histogram.observe(seconds)
+
+
+class OpenTelemetryObserver:
+    """Makes an OpenTelemetry span of each batch, with what its `BatchReport` says as attributes.
+
+    Each is a span ``cexnn.batch`` of its own, as it serves several searches; it lasts as long as
+    the batch was in the model.
+
+    Parameters
+    ----------
+    tracer : opentelemetry.trace.Tracer, optional
+        Default: that of the global provider, by the name ``"cexnn"``.
+
+    Raises
+    ------
+    ImportError
+        opentelemetry-api is missing.
+    """
+
+    def __init__(self, tracer: Any = None) -> None:
+        try:
+            from opentelemetry import trace
+        except ImportError as error:
+            raise ImportError(
+                "OpenTelemetryObserver needs opentelemetry-api: pip install 'cexnn[metrics]'"
+            ) from error
+        self._tracer = trace.get_tracer("cexnn") if tracer is None else tracer
+        self._failed = trace.Status(trace.StatusCode.ERROR, "the scorer failed")
+
+    def on_batch(self, report: BatchReport) -> None:
+        """Record a batch that has just been done."""
+        end = time.time_ns()
+        span = self._tracer.start_span(
+            "cexnn.batch",
+            start_time=end - int(report.model_seconds * 1e9),
+            attributes={f"cexnn.{name}": value for name, value in report._asdict().items()},
+        )
+        if report.failed:
+            span.set_status(self._failed)
+        span.end(end)

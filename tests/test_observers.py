@@ -1,0 +1,76 @@
+"""Prometheus metrics and OpenTelemetry spans of an engine's batches."""
+
+import builtins
+
+import numpy as np
+import pytest
+
+from cexnn import ScorerError, ScoringEngine
+from cexnn.engine import OpenTelemetryObserver, PrometheusObserver
+
+
+def fails_on_three(queries, rows, items):
+    if 3 in items:
+        raise OSError("three")
+    return items.astype(np.float32)
+
+
+def use(engine):
+    zeros = np.zeros(2, dtype=np.int32)
+    with engine:
+        engine(["q"], zeros, np.int32([1, 2]))
+        engine(["q"], zeros[:1], np.int32([1]))
+        with pytest.raises(ScorerError):
+            engine(["q"], zeros[:1], np.int32([3]))
+
+
+def test_prometheus():
+    prometheus = pytest.importorskip("prometheus_client", reason="needs 'cexnn[metrics]'")
+    registry = prometheus.CollectorRegistry()
+    use(ScoringEngine(fails_on_three, observer=PrometheusObserver(registry)))
+    values = {
+        sample.name: sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if not sample.labels
+    }
+    assert values["cexnn_pairs_total"] == values["cexnn_tokens_total"] == 4
+    assert values["cexnn_batches_total"] == values["cexnn_batch_pairs_count"] == 3
+    assert values["cexnn_failed_batches_total"] == 1
+    assert values["cexnn_waiting_pairs"] == 0
+    assert values["cexnn_padding_factor_sum"] == 3
+    assert values["cexnn_batch_model_seconds_sum"] > 0
+    with pytest.raises(ValueError, match="[Dd]uplicate"):
+        PrometheusObserver(registry)
+
+
+def test_opentelemetry():
+    pytest.importorskip("opentelemetry.sdk", reason="needs opentelemetry-sdk to look at spans")
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("a service")
+    use(ScoringEngine(fails_on_three, observer=OpenTelemetryObserver(tracer)))
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == ["cexnn.batch"] * 3
+    assert [span.attributes["cexnn.n_pairs"] for span in spans] == [2, 1, 1]
+    assert [span.status.is_ok for span in spans] == [True, True, False]
+    assert all(span.end_time >= span.start_time for span in spans)
+    OpenTelemetryObserver()  # of the global provider, which records nothing here
+
+
+@pytest.mark.parametrize("observer", [PrometheusObserver, OpenTelemetryObserver])
+def test_a_missing_library_is_named(observer, monkeypatch):
+    plain_import = builtins.__import__
+
+    def without(name, *arguments):
+        if name.startswith(("prometheus_client", "opentelemetry")):
+            raise ImportError(name)
+        return plain_import(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=r"pip install 'cexnn\[metrics\]'"):
+        observer()
