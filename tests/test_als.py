@@ -32,13 +32,14 @@ def test_auto_regularization_recovers_it_too():
     assert error.std() < 0.1 * table.std()
 
 
-def test_equals_the_definition_after_equal_sweeps():
+def test_equals_the_definition_after_equal_sweeps(device):
     rng = np.random.default_rng(2)
     _, scores = planted(rng, 30, 40, 4, 0.3)
     u0 = rng.normal(size=(30, 4)).astype(np.float32)
     v0 = rng.normal(size=(40, 4)).astype(np.float32)
+    priors = {"query_prior": u0, "item_prior": v0}
     factors = cexnn.factorize(
-        scores, query_prior=u0, item_prior=v0, regularization=(0.5, 2.0), n_iterations=3
+        scores, **priors, regularization=(0.5, 2.0), n_iterations=3, device=device
     )
     matrix = csr_array(scores)
     expected = reference.als(matrix, u0, v0, u0, v0, (0.5, 2.0), 3)
@@ -68,11 +69,12 @@ def test_the_objective_never_rises():
     assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(objectives))
 
 
-def test_rows_without_scores_stay_at_their_prior():
+def test_rows_without_scores_stay_at_their_prior(device):
     u0 = np.float32([[1, 2], [3, 4]])
     v0 = np.float32([[1, 0], [0, 1], [5, 6]])
     scores = coo_array(([2.0, 1.0], ([0, 0], [0, 1])), shape=(2, 3))
-    factors = cexnn.factorize(scores, query_prior=u0, item_prior=v0, regularization=1.0)
+    priors = {"query_prior": u0, "item_prior": v0}
+    factors = cexnn.factorize(scores, **priors, regularization=1.0, device=device)
     assert factors.queries[1].tolist() == [3, 4]
     assert factors.items[2].tolist() == [5, 6]
     assert factors.queries[0].tolist() != [1, 2]

@@ -31,27 +31,28 @@ def normal(rng, *shape):
 @pytest.mark.parametrize("num_threads", THREADS)
 @pytest.mark.parametrize("d", [1, 2, 7, 16, 33, 130])
 @pytest.mark.parametrize("with_prior", [False, True])
-def test_ridge_rows_match_the_definition(d, with_prior, num_threads):
+def test_ridge_rows_match_the_definition(d, with_prior, num_threads, device):
     rng = np.random.default_rng(d)
     sizes = [0, 1, 2, d - 1, d, d + 1, 37, 0, 60, 3]
     indptr, indices, values = sparse_scores(rng, len(sizes), 700, sizes)
     factors = normal(rng, 700, d)
     prior = normal(rng, len(sizes), d) if with_prior else None
-    x = _core.ridge(indptr, indices, values, factors, prior, 0.3, num_threads)
+    x = _core.ridge(indptr, indices, values, factors, prior, 0.3, num_threads, device)
     for r in range(len(sizes)):
         part = slice(indptr[r], indptr[r + 1])
         x0 = prior[r] if with_prior else np.zeros(d)
         expected = reference.ridge(factors[indices[part]], values[part], x0, 0.3)
         # Single precision; the condition number is at most about 1e4 at this regularisation.
         np.testing.assert_allclose(x[r], expected, rtol=2e-3, atol=2e-3)
-    assert np.array_equal(x, _core.ridge(indptr, indices, values, factors, prior, 0.3, 1))
+    again = _core.ridge(indptr, indices, values, factors, prior, 0.3, 1, device)
+    assert np.array_equal(x, again)
 
 
-def test_ridge_with_more_scores_than_one_chunk():
+def test_ridge_with_more_scores_than_one_chunk(device):
     rng = np.random.default_rng(0)
     indptr, indices, values = sparse_scores(rng, 2, 3000, [1500, 1025])
     factors = normal(rng, 3000, 20)
-    x = _core.ridge(indptr, indices, values, factors, None, 1.0, 2)
+    x = _core.ridge(indptr, indices, values, factors, None, 1.0, 2, device)
     for r in range(2):
         part = slice(indptr[r], indptr[r + 1])
         expected = reference.ridge(factors[indices[part]], values[part], np.zeros(20), 1.0)
@@ -59,7 +60,7 @@ def test_ridge_with_more_scores_than_one_chunk():
 
 
 @pytest.mark.parametrize("d", [20, 48, 100])
-def test_a_ridge_row_does_not_depend_on_its_neighbours(d):
+def test_a_ridge_row_does_not_depend_on_its_neighbours(d, device):
     rng = np.random.default_rng(d)
     sizes = rng.permutation([*range(80), *[3] * 20, 300])
     indptr, indices, values = sparse_scores(rng, len(sizes), 700, sizes)
@@ -67,14 +68,14 @@ def test_a_ridge_row_does_not_depend_on_its_neighbours(d):
     factors[1] = factors[0]
     repeated = int(np.flatnonzero(sizes == 5)[0])  # breaks down in single precision, with lambda 0
     indices[indptr[repeated] : indptr[repeated] + 2] = 0, 1
-    together = _core.ridge(indptr, indices, values, factors, prior, 0.0, 2)
+    together = _core.ridge(indptr, indices, values, factors, prior, 0.0, 2, device)
     for r in range(len(sizes)):
         part = slice(indptr[r], indptr[r + 1])
         alone = (np.int64([0, sizes[r]]), indices[part], values[part], factors, prior[r : r + 1])
-        assert np.array_equal(together[r], _core.ridge(*alone, 0.0, 1)[0])
+        assert np.array_equal(together[r], _core.ridge(*alone, 0.0, 1, device)[0])
 
 
-def test_ridge_survives_repeated_zero_and_collinear_items():
+def test_ridge_survives_repeated_zero_and_collinear_items(device):
     rng = np.random.default_rng(1)
     factors = normal(rng, 12, 8)
     factors[1] = factors[0]
@@ -83,7 +84,7 @@ def test_ridge_survives_repeated_zero_and_collinear_items():
     indptr = np.int64([0, 4, 16, 17])
     indices = np.int32([0, 1, 2, 3, *range(12), 3])
     values = normal(rng, 17)
-    x = _core.ridge(indptr, indices, values, factors, None, 0.0, 1)
+    x = _core.ridge(indptr, indices, values, factors, None, 0.0, 1, device)
     for r in range(3):
         part = slice(indptr[r], indptr[r + 1])
         A = factors[indices[part]].astype(np.float64)
@@ -93,7 +94,7 @@ def test_ridge_survives_repeated_zero_and_collinear_items():
 
 
 @pytest.mark.parametrize("regularization", [(0.1, 0.1), (3.0, 10.0)])
-def test_als_reaches_the_objective_of_the_definition(regularization):
+def test_als_reaches_the_objective_of_the_definition(regularization, device):
     rng = np.random.default_rng(2)
     n, m, d = 23, 41, 9
     sizes = rng.integers(0, 30, size=n)
@@ -104,7 +105,7 @@ def test_als_reaches_the_objective_of_the_definition(regularization):
     scores = csr_array((values[order], indices[order], indptr), shape=(n, m))
     U0, V0 = normal(rng, n, d), normal(rng, m, d)
     U, V = U0.copy(), V0.copy()
-    solver = _core.AlsSolver(indptr, indices, values, m, U0, V0, *regularization, 2)
+    solver = _core.AlsSolver(indptr, indices, values, m, U0, V0, *regularization, 2, device)
     for _ in range(4):
         solver.step(U, V)
     expected = reference.als(scores, U0, V0, U0, V0, regularization, 4)

@@ -4,25 +4,13 @@
 #include <utility>
 #include <vector>
 
+#include "../als_checks.hpp"
+#include "../transposed.hpp"
 #include "parallel.hpp"
 #include "ridge.hpp"
 
 namespace cexnn::cpu {
 namespace {
-
-void check(const RidgeProblem& problem, MatrixView<float> out) {
-  const CsrView& scores = problem.scores;
-  if (problem.factors.rows != scores.cols)
-    throw std::invalid_argument("factors: expected one row for each column of scores");
-  const bool has_prior = problem.prior.data != nullptr;
-  if (has_prior && (problem.prior.rows != scores.rows || problem.prior.cols != out.cols))
-    throw std::invalid_argument("prior: expected one row of factors for each row of scores");
-  if (out.rows != scores.rows || out.cols != problem.factors.cols)
-    throw std::invalid_argument("out: expected one row of factors for each row of scores");
-  for (std::int64_t e = scores.indptr[0]; e < scores.indptr[scores.rows]; ++e)
-    if (scores.indices[e] < 0 || scores.indices[e] >= scores.cols)
-      throw std::invalid_argument("scores: column id out of range");
-}
 
 // The rows: those with many scores, then those with fewer and fewer, so that rows with as many are
 // solved together and the short ones fill up what is left of the threads' time.
@@ -54,29 +42,23 @@ void solve_rows(const RidgeProblem& problem, int num_threads, MatrixView<float> 
     solvers[static_cast<std::size_t>(thread)].solve(
         {rows.data() + begin, std::min(kRowsPerTask, n_rows - begin)}, out, failed);
     for (const std::int64_t r : failed)
-      if (!solve_wide(k, problem, r, out.row(r)))
-        throw std::runtime_error("the ridge system of a row is not solvable: factors not finite?");
+      if (!solve_wide(k, problem, r, out.row(r))) throw std::runtime_error(kNotSolvable);
   });
 }
 
 class CpuAlsSolver final : public AlsSolver {
  public:
   CpuAlsSolver(const AlsProblem& problem, int num_threads)
-      : problem_(problem), num_threads_(num_threads) {
-    const CsrView& scores = problem_.scores;
-    for (std::int64_t e = 0; e < scores.indptr[scores.rows]; ++e)
-      if (scores.indices[e] < 0 || scores.indices[e] >= scores.cols)
-        throw std::invalid_argument("scores: column id out of range");
-    transpose();
-  }
+      : problem_(problem), num_threads_(num_threads), transposed_(checked_ids(problem.scores)) {}
 
   void step(MatrixView<float> row_factors, MatrixView<float> col_factors) const override {
     const MatrixView<const float> rows = as_const(row_factors), cols = as_const(col_factors);
     const RidgeProblem for_rows{problem_.scores, cols, problem_.row_prior,
                                 problem_.row_regularization};
-    const RidgeProblem for_cols{transposed_, rows, problem_.col_prior, problem_.col_regularization};
-    check(for_rows, row_factors);
-    check(for_cols, col_factors);
+    const RidgeProblem for_cols{transposed_.view(), rows, problem_.col_prior,
+                                problem_.col_regularization};
+    check_shapes(for_rows, row_factors);
+    check_shapes(for_cols, col_factors);
     solve_rows(for_rows, num_threads_, row_factors);
     solve_rows(for_cols, num_threads_, col_factors);
   }
@@ -84,11 +66,7 @@ class CpuAlsSolver final : public AlsSolver {
   double objective(MatrixView<const float> row_factors,
                    MatrixView<const float> col_factors) const override {
     const CsrView& scores = problem_.scores;
-    if (row_factors.rows != scores.rows || col_factors.rows != scores.cols ||
-        row_factors.cols != col_factors.cols)
-      throw std::invalid_argument("factors: expected one row for each row and column of scores");
-    check_prior(problem_.row_prior, row_factors);
-    check_prior(problem_.col_prior, col_factors);
+    check_shapes(problem_, row_factors, col_factors);
     std::vector<double> parts(static_cast<std::size_t>(scores.rows));
     parallel_for(scores.rows, num_threads_, [&](std::int64_t r, int) {
       const VectorView<const std::int32_t> ids = scores.row_indices(r);
@@ -108,11 +86,6 @@ class CpuAlsSolver final : public AlsSolver {
  private:
   static MatrixView<const float> as_const(MatrixView<float> m) { return {m.data, m.rows, m.cols}; }
 
-  static void check_prior(MatrixView<const float> prior, MatrixView<const float> factors) {
-    if (prior.data != nullptr && (prior.rows != factors.rows || prior.cols != factors.cols))
-      throw std::invalid_argument("prior: expected the shape of the factors");
-  }
-
   static double distance(MatrixView<const float> factors, MatrixView<const float> prior) {
     double total = 0.0;
     for (std::int64_t i = 0; i < factors.rows * factors.cols; ++i) {
@@ -122,37 +95,16 @@ class CpuAlsSolver final : public AlsSolver {
     return total;
   }
 
-  void transpose() {
-    const CsrView& scores = problem_.scores;
-    const std::int64_t n_entries = scores.indptr[scores.rows];
-    indptr_.assign(static_cast<std::size_t>(scores.cols + 1), 0);
-    indices_.resize(static_cast<std::size_t>(n_entries));
-    values_.resize(static_cast<std::size_t>(n_entries));
-    for (std::int64_t e = 0; e < n_entries; ++e) ++indptr_[scores.indices[e] + 1];
-    for (std::int64_t c = 0; c < scores.cols; ++c) indptr_[c + 1] += indptr_[c];
-    std::vector<std::int64_t> next(indptr_.begin(), indptr_.end() - 1);
-    for (std::int64_t r = 0; r < scores.rows; ++r) {
-      for (std::int64_t e = scores.indptr[r]; e < scores.indptr[r + 1]; ++e) {
-        const std::int64_t to = next[scores.indices[e]]++;
-        indices_[to] = static_cast<std::int32_t>(r);
-        values_[to] = scores.values[e];
-      }
-    }
-    transposed_ = {scores.cols, scores.rows, indptr_.data(), indices_.data(), values_.data()};
-  }
-
   AlsProblem problem_;
   int num_threads_;
-  std::vector<std::int64_t> indptr_;
-  std::vector<std::int32_t> indices_;
-  std::vector<float> values_;
-  CsrView transposed_;
+  Transposed transposed_;
 };
 
 }  // namespace
 
 void ridge(const RidgeProblem& problem, int num_threads, MatrixView<float> out) {
-  check(problem, out);
+  check_shapes(problem, out);
+  checked_ids(problem.scores);
   solve_rows(problem, num_threads, out);
 }
 

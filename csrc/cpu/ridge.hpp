@@ -8,18 +8,11 @@
 #include <vector>
 
 #include "../als.hpp"
+#include "../als_checks.hpp"
 #include "../views.hpp"
 #include "kernels.hpp"
 
 namespace cexnn::cpu {
-
-// Regularisation is at least this times the largest squared row norm: repeated or collinear items
-// stay solvable.
-constexpr double kRidgeFloor = 1e-6;
-
-// A pivot below this share of its diagonal element is noise.
-template <typename Real>
-constexpr Real kPivotFloor = sizeof(Real) == sizeof(float) ? Real(1e-4) : Real(1e-14);
 
 // Row i of the Cholesky factor, in place: `row` holds A[i, 0..i] and gets L[i, 0..i]; previous(j)
 // points to the finished row j. i^2 flops. False if A is not positive definite to working

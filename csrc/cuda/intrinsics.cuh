@@ -39,6 +39,24 @@ __device__ inline void copy_async(uint4* shared, const uint4* from, bool inside)
 #endif
 }
 
+// The same for 1 or 4 floats.
+template <int kFloats>
+__device__ void copy_floats_async(float* shared, const float* from, bool inside) {
+  if constexpr (kFloats == 4) {
+    copy_async(reinterpret_cast<uint4*>(shared), reinterpret_cast<const uint4*>(from), inside);
+  } else {
+    static_assert(kFloats == 1);
+#if __CUDA_ARCH__ >= 800
+    const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from),
+                 "r"(inside ? 4 : 0)
+                 : "memory");
+#else
+    *shared = inside ? *from : 0.0F;
+#endif
+  }
+}
+
 // Ends a group of this thread's copies, which may be empty.
 __device__ inline void commit_copies() {
 #if __CUDA_ARCH__ >= 800
@@ -63,6 +81,11 @@ __device__ inline float half_to_float(std::uint16_t bits) {
 
 __device__ inline std::uint16_t float_to_half(float value) {
   return __half_as_ushort(__float2half_rn(value));
+}
+
+// To the 10 bits after the point that matrix units take of a number, halves away from zero.
+__device__ inline float round_to_tf32(float value) {
+  return __uint_as_float((__float_as_uint(value) + 0x1000U) & 0xFFFFE000U);
 }
 
 // Four bytes, -127 to 127, the lowest first, to as many halves: as the last bits of 1024 plus 128.

@@ -216,11 +216,25 @@ def _run(
         num_threads,
         device,
     )
+    if device == "cuda":  # the factors stay there from step to step
+        on_device = _core.DeviceArray(queries), _core.DeviceArray(items)
+        _iterate(solver, *on_device, n_iterations, bar)
+        return on_device[0].numpy(), on_device[1].numpy(), solver
+    _iterate(solver, queries, items, n_iterations, bar)
+    return queries, items, solver
+
+
+def _iterate(
+    solver: _core.AlsSolver,
+    queries: FloatArray | _core.DeviceArray,
+    items: FloatArray | _core.DeviceArray,
+    n_iterations: int,
+    bar: ProgressBar | None,
+) -> None:
     for _ in range(n_iterations):
         solver.step(queries, items)
         if bar is not None:
             bar.update(1)
-    return queries, items, solver
 
 
 def _choose(

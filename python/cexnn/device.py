@@ -6,6 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 
+from cexnn import _core
 from cexnn.checks import check_int
 
 __all__ = ["cuda_available", "default_num_threads", "resolve_device", "resolve_num_threads"]
@@ -14,14 +15,13 @@ MAX_THREADS = 1024  # more are never started; fits the native core's int
 
 
 def cuda_available() -> bool:
-    """Whether the native core can run on a CUDA device here.
+    """Whether the native core was built with CUDA kernels and finds a device to run them on.
 
     Returns
     -------
     bool
-        False: this version's core has CPU kernels only.
     """
-    return False
+    return _core.cuda_available()
 
 
 def resolve_device(device: str) -> str:
@@ -46,7 +46,7 @@ def resolve_device(device: str) -> str:
     if device not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {device!r}")
     if device == "cuda" and not cuda_available():
-        raise RuntimeError("device='cuda': this build of cexnn has no CUDA kernels")
+        raise RuntimeError("device='cuda': no CUDA device, or a build of cexnn without CUDA")
     return "cuda" if device != "cpu" and cuda_available() else "cpu"
 
 

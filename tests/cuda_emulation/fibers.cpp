@@ -83,12 +83,21 @@ constexpr std::uint64_t kCanary = 0x5afe5afe5afe5afe;
 
 enum class State { ready, at_block_barrier, at_warp_barrier, ended };
 
+struct Copy {
+  void* to;
+  unsigned char bytes[16];
+  unsigned n_bytes;
+  unsigned group;
+};
+
 struct Fiber {
   void* stack_pointer = nullptr;
   State state = State::ended;
   std::uint32_t mask = 0;           // of the warp barrier that it waits at
   const char* operation = nullptr;  // there
   Exchange* exchange = nullptr;     // there
+  std::vector<Copy> copies;         // that have not arrived
+  unsigned n_groups = 0;            // of copies, so far
 };
 
 struct Warp {
@@ -274,6 +283,25 @@ void sync_warp(std::uint32_t mask, const char* operation, Exchange& exchange) {
     warp.waiting &= ~mask;
   }
   go_on();
+}
+
+void copy_later(void* to, const void* from, unsigned bytes) {
+  Fiber& mine = block.fibers[block.current];
+  Copy copy{to, {}, bytes, mine.n_groups};
+  if (bytes > sizeof copy.bytes) fail("an asynchronous copy of more than 16 bytes");
+  std::memcpy(copy.bytes, from, bytes);
+  mine.copies.push_back(copy);
+}
+
+void commit_copies() { ++block.fibers[block.current].n_groups; }
+
+void wait_copies(unsigned n_pending) {
+  Fiber& mine = block.fibers[block.current];
+  std::size_t n = 0;
+  while (n < mine.copies.size() && mine.copies[n].group + n_pending < mine.n_groups) ++n;
+  for (std::size_t i = 0; i < n; ++i)
+    std::memcpy(mine.copies[i].to, mine.copies[i].bytes, mine.copies[i].n_bytes);
+  mine.copies.erase(mine.copies.begin(), mine.copies.begin() + static_cast<std::ptrdiff_t>(n));
 }
 
 void fail(const char* message) {

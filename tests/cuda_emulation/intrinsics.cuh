@@ -5,6 +5,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstdint>
 
 namespace cexnn::cuda {
@@ -18,18 +19,31 @@ T* dynamic_shared() {
 
 inline uint4 load_once(const uint4* from) { return *from; }
 
-// Arrives at once.
+// Arrives when it is waited for, and not before.
 inline void copy_async(uint4* shared, const uint4* from, bool inside) {
-  *shared = inside ? *from : make_uint4(0, 0, 0, 0);
+  const uint4 value = inside ? *from : make_uint4(0, 0, 0, 0);
+  cuda_emulation::copy_later(shared, &value, sizeof value);
 }
-inline void commit_copies() {}
+template <int kFloats>
+void copy_floats_async(float* shared, const float* from, bool inside) {
+  float values[kFloats] = {};
+  if (inside) std::memcpy(values, from, sizeof values);
+  cuda_emulation::copy_later(shared, values, sizeof values);
+}
+inline void commit_copies() { cuda_emulation::commit_copies(); }
 template <int kPending>
-void wait_copies() {}
+void wait_copies() {
+  cuda_emulation::wait_copies(kPending);
+}
 
 // -- numbers ----------------------------------------------------------------------------------
 
 inline float half_to_float(std::uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 inline std::uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
+
+inline float round_to_tf32(float value) {
+  return __uint_as_float((__float_as_uint(value) + 0x1000U) & 0xFFFFE000U);
+}
 
 inline uint2 bytes_to_halves(std::uint32_t bytes) {
   std::uint32_t halves[4];
@@ -45,18 +59,28 @@ struct MatrixRegisters {
   std::uint32_t b[2];
 };
 
+// To single precision, towards zero: what the matrix units do with their sums.
+inline float cut_off(double value) {
+  const float nearest = static_cast<float>(value);
+  return std::fabs(static_cast<double>(nearest)) > std::fabs(value) ? std::nextafterf(nearest, 0.0F)
+                                                                    : nearest;
+}
+
 // number(register, j): one of the kNumbers numbers of a register.
 template <int kNumbers, typename Number>
 void multiply_matrices(float (&sums)[4], const MatrixRegisters& mine, const char* name,
                        const Number& number) {
   const cuda_emulation::WarpObjects<MatrixRegisters> of(mine, name);
   const unsigned row = cuda_emulation::lane() / 4, column = cuda_emulation::lane() % 4;
-  for (unsigned half = 0; half < 2; ++half)
-    for (unsigned place = 0; place < 4; ++place)
-      for (int j = 0; j < kNumbers; ++j)
-        for (unsigned s = 0; s < 4; ++s)
-          sums[s] += number(of[4 * row + place].a[2 * half + s / 2], j) *
-                     number(of[4 * (2 * column + s % 2) + place].b[half], j);
+  for (unsigned s = 0; s < 4; ++s) {
+    double sum = static_cast<double>(sums[s]);
+    for (unsigned half = 0; half < 2; ++half)
+      for (unsigned place = 0; place < 4; ++place)
+        for (int j = 0; j < kNumbers; ++j)
+          sum += static_cast<double>(number(of[4 * row + place].a[2 * half + s / 2], j)) *
+                 static_cast<double>(number(of[4 * (2 * column + s % 2) + place].b[half], j));
+    sums[s] = cut_off(sum);
+  }
   of.done();
 }
 
