@@ -7,6 +7,10 @@ share of queries that get exactly the ids of single precision is told, and the r
 searches over real scores where ``CEXNN_DATA`` names their folder. A batch reads the matrix once for
 all its queries and is arithmetic: its yardsticks are the same product in BLAS, without finding or
 excluding anything, and the rate of a large square one.
+
+On a CUDA device, from query in to ids out in its memory: one query's yardstick is a copy there that
+moves as many bytes, reading and writing; a batch's are PyTorch's product and top-k, which exclude
+nothing, and the rate of a large square product, both in TF32 as ours.
 """
 
 from __future__ import annotations
@@ -195,3 +199,87 @@ def bench_batch(versus, sgemm, factors, n_queries, dtype):
         work=flops,
         rounds=5,
     )
+
+
+def cuda_problem(torch, n_items, n_factors, n_queries, n_seen):
+    """Draw factors and queries on the device; exclude some of the best items of each."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    options = {"device": "cuda", "generator": generator}
+    factors = torch.randn(n_items, n_factors, **options)
+    queries = torch.randn(n_queries, n_factors, **options)
+    approx = queries @ factors.T
+    best = approx.topk(2 * n_seen).indices
+    order = torch.rand(best.shape, **options).argsort(dim=1)[:, :n_seen]
+    seen = best.gather(1, order)
+    approx.scatter_(1, seen, -torch.inf)
+    expected = approx.topk(K).values
+    return factors, queries, seen.int().contiguous().view(-1), expected
+
+
+def cuda_searcher(torch, factors, dtype):
+    if dtype == "float32":
+        return _core.Searcher(factors, None, device="cuda")
+    largest = factors.abs().amax(dim=1)
+    if dtype == "float16":
+        scales = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
+        codes = (factors / scales[:, None]).half().view(torch.uint16)
+    else:
+        scales = largest / 127
+        codes = (factors / scales[:, None]).round().to(torch.int8)
+    return _core.Searcher(factors, None, codes, scales, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("n_items", "n_factors", "dtype"),
+    [
+        (10_000_000, 256, "float16"),
+        (1_000_000, 128, "float32"),
+        (1_000_000, 128, "float16"),
+        (1_000_000, 128, "int8"),
+    ],
+)
+def bench_one_query_cuda(versus, tell, cuda, device_copy, n_items, n_factors, dtype):
+    factors, queries, seen, expected = cuda_problem(cuda, n_items, n_factors, 1, 500)
+    searcher = cuda_searcher(cuda, factors, dtype)
+    indptr = np.array([0, 500])
+
+    def run():
+        return searcher.top_items(queries, indptr, seen, K, 1)
+
+    found = cuda.from_dlpack(run()[1])
+    cuda.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    n_bytes = n_items * n_factors * np.dtype(dtype).itemsize
+    tell(gbytes_read=n_bytes / 1e9)
+    versus(run, {"device_copy": device_copy(n_bytes)}, rounds=30, warmup_rounds=3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", *DTYPES])
+@pytest.mark.parametrize("n_queries", [8, 32, 256])
+def bench_batch_cuda(versus, cuda, device_copy, n_queries, dtype):
+    factors, queries, seen, expected = cuda_problem(cuda, 1_000_000, 128, n_queries, N_SEEN)
+    searcher = cuda_searcher(cuda, factors, dtype)
+    indptr = np.arange(n_queries + 1, dtype=np.int64) * N_SEEN
+
+    def run():
+        return searcher.top_items(queries, indptr, seen, K, 1)
+
+    def product_and_topk():
+        (queries @ factors.T).topk(K)
+        cuda.cuda.synchronize()
+
+    large = cuda.randn(8192, 8192, device="cuda")
+
+    def square():
+        cuda.matmul(large, large)
+        cuda.cuda.synchronize()
+
+    found = cuda.from_dlpack(run()[1])
+    cuda.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+    cuda.set_float32_matmul_precision("high")
+    yardsticks = {
+        "torch_product_and_topk": product_and_topk,
+        "share_of_tf32_rate": (square, 2.0 * 8192**3),
+        "device_copy": device_copy(factors.numel() * np.dtype(dtype).itemsize),
+    }
+    versus(run, yardsticks, work=2.0 * factors.numel() * n_queries, rounds=20, warmup_rounds=3)
+    cuda.set_float32_matmul_precision("highest")

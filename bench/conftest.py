@@ -87,6 +87,34 @@ def plain_read():
     return lambda matrix: lambda *_: matrix.reshape(-1).view(np.int32).max()
 
 
+@pytest.fixture(scope="session")
+def cuda():
+    """PyTorch where it has a CUDA device; else skip: benches want no emulated one."""
+    torch = pytest.importorskip(
+        "torch", reason="makes and checks the CUDA problems: pip install torch"
+    )
+    if not torch.cuda.is_available() or not _core.cuda_available():
+        pytest.skip("no CUDA device, or a build without CUDA")
+    return torch
+
+
+@pytest.fixture(scope="session")
+def device_copy(cuda):
+    """Make a function that copies on the device, until done: as many bytes read and written."""
+
+    def make(n_bytes):
+        source = cuda.zeros(n_bytes // 2, dtype=cuda.uint8, device="cuda")
+        copied = cuda.empty_like(source)
+
+        def copy(*_):
+            copied.copy_(source)
+            cuda.cuda.synchronize()
+
+        return copy
+
+    return make
+
+
 @pytest.fixture
 def tell(request, benchmark):
     """Note a figure that is no ratio of times: a size, or seconds a round."""
