@@ -12,8 +12,9 @@
 
 namespace cexnn::cuda {
 
-// Each query's inverse Cholesky factor, in one allocation: 4 n^2 bytes for n scores, and half as
-// much again in each direction when it has to grow.
+// Each query's inverse Cholesky factor, in one allocation: 4 n^2 bytes for n scores. Where it has
+// to grow, it gets room for half as many more, and 128 at least: an allocation takes as long as a
+// scan.
 class CudaSearchState final : public SearchState {
  public:
   explicit CudaSearchState(std::int64_t n_queries)
@@ -62,6 +63,8 @@ class CudaSearchState final : public SearchState {
   }
 
  private:
+  static constexpr int kSpare = 4;  // panels
+
   struct Query {
     std::int64_t begin = 0;
     int n_panels = 0;  // that there is room for
@@ -73,7 +76,8 @@ class CudaSearchState final : public SearchState {
     std::vector<Query> grown = queries_;
     for (std::size_t q = 0; q < rows.size(); ++q) {
       int& n_panels = grown[static_cast<std::size_t>(first) + q].n_panels;
-      if (rows[q].n_panels() > n_panels) n_panels = std::max(rows[q].n_panels(), n_panels * 3 / 2);
+      const int needed = rows[q].n_panels();
+      if (needed > n_panels) n_panels = needed + std::max(kSpare, needed / 2);
     }
     std::int64_t size = 0;
     for (Query& query : grown) {

@@ -103,24 +103,19 @@ class CudaSearcher final : public Searcher {
         ws.rows[static_cast<std::size_t>(r)].begin = part.indptr[r] - begin;
         ws.rows[static_cast<std::size_t>(r)].n = static_cast<int>(part.row_size(r));
       }
-      ws.upload.clear();
-      const bool own = !on_device(queries.data);
-      const std::int64_t known = ws.upload.add(ws.rows.data(), n);
-      const std::int64_t masks = Updater::add_masks(ws, part, n);
-      const std::int64_t ids = ws.upload.add(part.indices + begin, n_seen);
-      const std::int64_t factors = own ? ws.upload.add(queries.row(q), n * d_) : 0;
-      ws.upload.send(ws.stream);
+      ws.upload.start(Updater::upload_bytes(n) + 4 * (n_seen + n * d_) + 32);
       const Results results(ws, n * (2 * ids_out.cols + 1));
       UpdateArguments u;
-      u.queries = ws.upload.at<KnownRows>(known);
-      u.masks = ws.upload.at<Mask>(masks);
-      u.ids = ws.upload.at<std::int32_t>(ids);
+      u.queries = ws.upload.add(ws.rows.data(), n);
+      u.masks = Updater::add_masks(ws, part, n);
+      u.ids = ws.upload.add(part.indices + begin, n_seen);
+      const float* factors = ws.upload.add(queries.row(q), n * d_);
       u.failed = results.failed();
+      ws.upload.send(ws.stream);
       launch(prepare_kernel, dim3(1, unsigned(n)), dim3(kUpdateThreads), 0, ws.stream, u);
       ws.queries.reserve(n * stride());
       launch(pad_rows_kernel<float>, blocks_for(n * stride(), kStoreThreads), dim3(kStoreThreads),
-             0, ws.stream, own ? ws.upload.at<float>(factors) : queries.row(q), n, d_, stride(),
-             ws.queries.data());
+             0, ws.stream, factors, n, d_, stride(), ws.queries.data());
       find(ws, results, u.masks, n, ids_out.cols);
       results.fetch();
       answer(ws, results, u.masks, q, n, ids_out, approx_out);

@@ -77,6 +77,30 @@ class Updater {
            stride);
   }
 
+  // What goes up for so many queries, whatever is known of them.
+  static std::int64_t upload_bytes(std::int64_t n_queries) {
+    return n_queries * static_cast<std::int64_t>(sizeof(KnownRows) + sizeof(Mask)) + 32;
+  }
+
+  // Tables for the rows' ids, to be filled by prepare_kernel; the masks go up with the rest.
+  static const Mask* add_masks(Workspace& ws, const CsrView& rows, std::int64_t n_queries) {
+    std::vector<Mask> masks(static_cast<std::size_t>(n_queries));
+    std::int64_t size = 0;
+    for (std::int64_t q = 0; q < n_queries; ++q) {
+      std::uint32_t room = 0;
+      for (const std::int64_t n = rows.row_size(q); room < 2 * n;) room = room == 0 ? 2 : 2 * room;
+      masks[static_cast<std::size_t>(q)].size = room;
+      size += room;
+    }
+    ws.tables.reserve(size);
+    const std::int32_t* table = ws.tables.data();
+    for (Mask& mask : masks) {
+      mask.table = table;
+      table += mask.size;
+    }
+    return ws.upload.add(masks.data(), n_queries);
+  }
+
  private:
   // Whether the floor cannot be above the model's own noise, whatever is known.
   bool noise_is_certain(const QueryModel& model, MatrixView<const float> priors) const {
@@ -113,24 +137,18 @@ class Updater {
   UpdateArguments upload(Workspace& ws, const KnownScores& known, const QueryModel& model,
                          std::int64_t n_known, int* failed) const {
     const std::int64_t n_queries = known.priors.rows, begin = known.scores.indptr[0];
-    const bool own_priors = !on_device(known.priors.data);
-    ws.upload.clear();
-    const std::int64_t rows = ws.upload.add(ws.rows.data(), n_queries);
-    const std::int64_t masks = add_masks(ws, known.scores, n_queries);
-    const std::int64_t ids = ws.upload.add(known.scores.indices + begin, n_known);
-    const std::int64_t scores = ws.upload.add(known.scores.values + begin, n_known);
-    const std::int64_t priors = own_priors ? ws.upload.add(known.priors.data, n_queries * d_) : 0;
+    ws.upload.start(upload_bytes(n_queries) + 8 * n_known + 4 * n_queries * d_ + 48);
+    UpdateArguments u;
+    u.queries = ws.upload.add(ws.rows.data(), n_queries);
+    u.masks = add_masks(ws, known.scores, n_queries);
+    u.ids = ws.upload.add(known.scores.indices + begin, n_known);
+    u.scores = ws.upload.add(known.scores.values + begin, n_known);
+    u.priors = ws.upload.add(known.priors.data, n_queries * d_);
     ws.upload.send(ws.stream);
     ws.numbers.reserve((4 + kPhases) * n_known + n_queries * kPhases * d_);
-    UpdateArguments u;
     u.model = model;
     u.items = items_;
     u.offsets = offsets_;
-    u.queries = ws.upload.at<KnownRows>(rows);
-    u.masks = ws.upload.at<Mask>(masks);
-    u.ids = ws.upload.at<std::int32_t>(ids);
-    u.scores = ws.upload.at<float>(scores);
-    u.priors = own_priors ? ws.upload.at<float>(priors) : known.priors.data;
     u.d = static_cast<int>(d_);
     u.fits = ws.numbers.data();
     u.diagonal = u.fits + n_known;
@@ -176,27 +194,6 @@ class Updater {
     }
   }
 
- public:
-  // Tables for the rows' ids, to be filled by prepare_kernel.
-  static std::int64_t add_masks(Workspace& ws, const CsrView& rows, std::int64_t n_queries) {
-    std::vector<Mask> masks(static_cast<std::size_t>(n_queries));
-    std::int64_t size = 0;
-    for (std::int64_t q = 0; q < n_queries; ++q) {
-      std::uint32_t room = 0;
-      for (const std::int64_t n = rows.row_size(q); room < 2 * n;) room = room == 0 ? 2 : 2 * room;
-      masks[static_cast<std::size_t>(q)].size = room;
-      size += room;
-    }
-    ws.tables.reserve(size);
-    const std::int32_t* table = ws.tables.data();
-    for (Mask& mask : masks) {
-      mask.table = table;
-      table += mask.size;
-    }
-    return ws.upload.add(masks.data(), n_queries);
-  }
-
- private:
   Rows<float> items_;
   const float* offsets_;
   std::int64_t d_;

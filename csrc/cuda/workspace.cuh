@@ -1,7 +1,6 @@
 // What one call on the device needs for itself, kept for the calls after it.
 #pragma once
 
-#include <cstring>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -12,45 +11,10 @@
 
 namespace cexnn::cuda {
 
-// Arrays that go to the device in one copy.
-class Upload {
- public:
-  void clear() { size_ = 0; }
-
-  // Where the array will begin on the device, for at().
-  template <typename T>
-  std::int64_t add(const T* data, std::int64_t n) {
-    const std::int64_t begin = size_, bytes = n * static_cast<std::int64_t>(sizeof(T));
-    size_ = (begin + bytes + 15) / 16 * 16;
-    if (size_ > host_.size()) {
-      PinnedBuffer<unsigned char> larger(2 * size_);
-      if (begin > 0) std::memcpy(larger.data(), host_.data(), static_cast<std::size_t>(begin));
-      host_ = std::move(larger);
-    }
-    if (bytes > 0) std::memcpy(host_.data() + begin, data, static_cast<std::size_t>(bytes));
-    return begin;
-  }
-
-  void send(const Stream& stream) {
-    device_.reserve(size_);
-    copy<unsigned char>(host_.data(), device_.data(), size_, stream);
-  }
-
-  template <typename T>
-  const T* at(std::int64_t begin) const {
-    return reinterpret_cast<const T*>(device_.data() + begin);
-  }
-
- private:
-  PinnedBuffer<unsigned char> host_;
-  DeviceBuffer<unsigned char> device_;
-  std::int64_t size_ = 0;
-};
-
 // Of one call at a time.
 struct Workspace {
   Stream stream;
-  Upload upload;
+  Gathered upload;
   std::vector<KnownRows> rows;
 
   DeviceBuffer<float> inputs;         // queries or priors, as they came
