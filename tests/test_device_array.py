@@ -176,6 +176,34 @@ def test_cuda_searches_stay_where_their_queries_are(lend):
 
 
 @needs_cuda
+@pytest.mark.parametrize("lend", [lambda array: array, Lender], ids=["own", "lent"])
+def test_cuda_factorises_where_the_factors_are(lend):
+    rng = np.random.default_rng(1)
+    normal = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    indptr, ids = np.int64([0, 3, 3, 12]), rng.integers(0, 20, 12).astype(np.int32)
+    y, U0, V0 = normal(12), normal(3, 8), normal(20, 8)
+    there = lambda array: lend(_core.DeviceArray(array))  # noqa: E731
+    scores = (indptr, there(ids), there(y))
+    solved = _core.ridge(*scores, there(V0), there(U0), 0.3, 1, "cuda")
+    assert isinstance(solved, _core.DeviceArray)
+    expected = _core.ridge(indptr, ids, y, V0, U0, 0.3, 1, "cuda")
+    assert np.array_equal(solved.numpy(), expected)
+
+    U, V = _core.DeviceArray(U0), _core.DeviceArray(V0)
+    solver = _core.AlsSolver(*scores, 20, there(U0), there(V0), 0.1, 0.2, 1, "cuda")
+    plain = _core.AlsSolver(indptr, ids, y, 20, U0, V0, 0.1, 0.2, 1, "cuda")
+    U1, V1 = U0.copy(), V0.copy()
+    for _ in range(2):
+        solver.step(lend(U), lend(V))
+        plain.step(U1, V1)
+    assert np.array_equal(U.numpy(), U1)
+    assert np.array_equal(V.numpy(), V1)
+    assert solver.objective(U, V) == plain.objective(U1, V1)
+    with pytest.raises(ValueError, match="out of range"):
+        _core.ridge(indptr, there(ids + 20), there(y), there(V0), None, 0.3, 1, "cuda")
+
+
+@needs_cuda
 def test_cuda_tensors_of_torch_go_in_and_out():
     torch = pytest.importorskip("torch", reason="torch is not installed")
     if not torch.cuda.is_available():
