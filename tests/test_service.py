@@ -109,6 +109,35 @@ def test_search_answers_as_the_retriever_does():
         )
 
 
+def test_a_client_may_bring_embeddings():
+    async def conversation(client):
+        return [
+            await client.search(budget=6, rounds=1, query_embeddings=embeddings)
+            for embeddings in (None, embed([QUERY]).tolist(), embed(["sort dates"]).tolist())
+        ]
+
+    own, same, other = (answer.json() for answer in talk(conversation))
+    assert own == same
+    assert own != other
+
+
+def test_any_text_is_a_text():
+    async def conversation(client):
+        odd = ["\0", "💊", "e\u0301", "<script>", "'; --", "\u202eabc"]
+        headers = {"Content-Type": "application/json"}
+        torn = await client.post("/search", content=b'{"queries": ["\\ud800"]}', headers=headers)
+        latin = await client.post("/search", content=b'{"queries": ["\xe9"]}', headers=headers)
+        deep = await client.post("/search", content=b"[" * 100_000, headers=headers)
+        return odd, await client.search(queries=odd, budget=4), [torn, latin, deep]
+
+    odd, answer, refused = talk(conversation)
+    assert [one["query"] for one in answer.json()["results"]] == odd
+    for one in refused:
+        assert one.status_code in (400, 422), one.text
+        assert one.json()["error"]["message"]
+    assert refused[0].json()["error"]["argument"] == "queries[0]"
+
+
 def test_a_trace_accounts_for_every_call():
     async def conversation(client):
         return await client.search(

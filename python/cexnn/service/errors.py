@@ -15,7 +15,12 @@ from starlette.exceptions import HTTPException
 __all__ = ["ServiceError", "from_http", "from_service", "from_validation"]
 
 _NAMES = {404: "not_found", 405: "method_not_allowed"}
-_ALTERNATIVES = {"str", "int", "Document"}  # of unions, named in a place beside its fields
+_ALTERNATIVES = {
+    "str",
+    "int",
+    "Document",
+    "function",
+}  # of unions, named in a place beside its fields
 _ARGUMENT = re.compile(r"([a-z_]+(?:\[\d+\])*): ")
 
 
@@ -112,9 +117,11 @@ def _invalid(first: dict[str, Any]) -> ServiceError:
         return ServiceError.invalid("body", f"expected JSON: {context.get('error')}")
     if isinstance(given, bytes):
         return ServiceError.invalid("body", "expected the header Content-Type: application/json")
-    if kind == "value_error":  # said by a schema of ours
-        return ServiceError.from_value_error(context["error"])
     argument = _argument(first["loc"])
+    if kind == "value_error":  # said by a schema of ours
+        if argument == "body":
+            return ServiceError.from_value_error(context["error"])
+        return ServiceError.invalid(argument, str(context["error"]))
     if kind == "missing":
         return ServiceError.invalid(argument, "expected, and missing")
     message = first["msg"][:1].lower() + first["msg"][1:]

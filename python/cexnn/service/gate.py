@@ -10,6 +10,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cexnn.service.disconnect import ClientLeftError
 from cexnn.service.errors import ServiceError
 from cexnn.service.limits import Limits
 from cexnn.service.metrics import Metrics
@@ -67,6 +68,8 @@ class Gate:
             response = error.response()
             response.headers["Connection"] = "close"  # its body was not read
             await response(scope, receive, noting)
+        except ClientLeftError:
+            pass  # nobody reads an answer
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if status:  # too late for another answer: the server closes the connection
@@ -119,7 +122,9 @@ async def _messages(receive: Receive, most: int) -> list[Message]:
         n_bytes += len(message.get("body", b""))
         if n_bytes > most:
             raise _too_large(most)
-        if message["type"] != "http.request" or not message.get("more_body", False):
+        if message["type"] == "http.disconnect":
+            raise ClientLeftError
+        if not message.get("more_body", False):
             return messages
 
 

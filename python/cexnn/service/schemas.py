@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -30,6 +31,17 @@ __all__ = [
     "Trace",
 ]
 
+
+def _unicode(text: str) -> str:
+    """Refuse halves of characters, which JSON can hold and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("expected Unicode, got half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[StrictStr, AfterValidator(_unicode)]
 ItemId = StrictStr | StrictInt
 Positive = Annotated[int, Field(strict=True, ge=1)]
 
@@ -41,7 +53,7 @@ class _Strict(BaseModel):
 class SearchRequest(_Strict):
     """What to search for, and what it may cost."""
 
-    queries: list[StrictStr] = Field(
+    queries: list[Text] = Field(
         min_length=1,
         description="The questions; each is searched for on its own.",
         examples=[["how is flu treated"]],
@@ -154,7 +166,7 @@ class Document(_Strict):
     """A document as an object."""
 
     model_config = ConfigDict(extra="ignore")
-    text: StrictStr
+    text: Text
 
 
 class RerankRequest(BaseModel):
@@ -181,11 +193,11 @@ class RerankRequest(BaseModel):
             ]
         },
     )
-    query: StrictStr
-    documents: list[StrictStr | Document] | None = Field(
+    query: Text
+    documents: list[Text | Document] | None = Field(
         default=None, description="What to sort: strings, or objects with `text`."
     )
-    texts: list[StrictStr] | None = Field(
+    texts: list[Text] | None = Field(
         default=None, description="What to sort, under the other name."
     )
     top_n: Positive | None = Field(default=None, description="How many to return; by default all.")
