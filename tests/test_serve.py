@@ -23,7 +23,7 @@ from click.testing import CliRunner  # noqa: E402
 
 from cexnn import Index, LsaEncoder  # noqa: E402
 from cexnn.cli import main  # noqa: E402
-from cexnn.cli.serve import LIMITS  # noqa: E402
+from cexnn.cli.serve import LIMITS, listen  # noqa: E402
 from cexnn.demo.run import MODEL  # noqa: E402
 from cexnn.index_folder import IndexFolder, Settings, write_folder  # noqa: E402
 from cexnn.service import Limits  # noqa: E402
@@ -206,6 +206,14 @@ def test_the_options_have_the_defaults_of_the_library():
     limits = Limits()
     assert {name: default for name, (default, _) in LIMITS.items()} == vars(limits)
     assert [field.name for field in fields(Limits)] == list(vars(limits))
+
+
+def test_answers_are_sent_at_once():
+    with listen("127.0.0.1", 0) as server:
+        client = socket.create_connection(server.getsockname())
+        accepted, _ = server.accept()
+        with client, accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_bad_options_are_named(index, tmp_path):
