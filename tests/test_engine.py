@@ -144,7 +144,7 @@ def test_a_failure_reaches_only_the_callers_in_the_batch(pool):
         third = pool.submit(score, engine, 3, 6)
         wait_until(engine, 1)
         gate.go(10)
-        with pytest.raises(ScorerError, match="among them query 0, item 3: call 2") as caught:
+        with pytest.raises(ScorerError, match=r"call 2 \(query 0, item 3\)") as caught:
             first.result(WAIT)
         assert isinstance(caught.value.__cause__, OSError)
         assert caught.value.scores[:2].tolist() == [1001, 1002]  # what was paid for
@@ -183,8 +183,8 @@ def test_every_fiftieth_batch_fails_and_the_rest_are_answered(pool):
     ("returned", "message"),
     [
         (lambda n: np.full(n, np.nan), "it returned no finite score"),
-        (lambda n: np.zeros(n + 1), "query 0, item 4"),
-        (lambda n: "none", "query 0, item 4"),
+        (lambda n: np.zeros(n + 1), r"\(query 0, item 4\)"),
+        (lambda n: "none", r"\(query 0, item 4\)"),
     ],
 )
 def test_what_is_no_score_is_refused(returned, message):
@@ -206,7 +206,7 @@ def test_only_callers_whose_pairs_have_no_score_fail(gate, pool):
         gate.go(2)
         running.result(WAIT)
         assert good.result(WAIT).tolist() == [4, 5]
-        with pytest.raises(ScorerError, match="query 0, item 3") as caught:
+        with pytest.raises(ScorerError, match=r"\(query 0, item 3\)") as caught:
             bad.result(WAIT)
         np.testing.assert_array_equal(caught.value.scores, np.float32([2, np.nan]))
 
@@ -316,6 +316,28 @@ def test_close_without_draining_keeps_what_was_scored(gate, pool):
     with pytest.raises(ScorerError, match="the engine was closed before") as caught:
         call.result(WAIT)
     np.testing.assert_array_equal(caught.value.scores, np.float32([1001, 1002, np.nan, np.nan]))
+
+
+@pytest.mark.parametrize("n_pairs", [2, 3])  # all, or not all of them in the batch
+@pytest.mark.parametrize("broken", ["_deliver", "_pack", "_admit"])
+def test_nobody_waits_for_ever_where_the_engine_itself_fails(monkeypatch, caplog, broken, n_pairs):
+    from cexnn.engine.worker import Worker
+
+    whole, times = getattr(Worker, broken), []
+
+    def breaks_once(self, *arguments):
+        times.append(1)
+        if len(times) == 1:
+            raise MemoryError("no more")
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(Worker, broken, breaks_once)
+    with ScoringEngine(lambda queries, rows, items: items, max_batch_pairs=2) as engine:
+        with pytest.raises(ScorerError, match="the engine failed") as caught:
+            score(engine, 1, *range(n_pairs))
+        assert isinstance(caught.value.__cause__, MemoryError)
+        assert score(engine, 1, 4, 5).tolist() == [4, 5]
+    assert "the engine failed" in caplog.text
 
 
 def test_an_engine_that_nobody_holds_ends_its_threads():

@@ -62,22 +62,6 @@ class Flight:
             return np.full(n, np.nan, dtype=np.float32)
         return scores
 
-    def failure_of(self, one: Submission, positions: NDArray[np.int64]) -> ScorerError:
-        """Return what a caller is told whose pairs at ``positions`` are not all scored."""
-        bad = positions[~np.isfinite(one.scores[positions])]
-        row, item = int(one.work.names[bad[0]]), int(one.work.items[bad[0]])
-        cause = self.error
-        if isinstance(cause, ScorerError):  # its words have the batch's numbers of the queries
-            cause = cause.__cause__
-        error = ScorerError(
-            f"the scorer failed on a batch of {self.batch.n_pairs} pairs, among them query {row}, "
-            f"item {item}: {cause or 'it returned no finite score'}",
-            row=row,
-            item=item,
-        )
-        error.__cause__ = cause
-        return error
-
     def note(self, one: Submission, positions: NDArray[np.int64]) -> None:
         """Note the batch in the trace of one of its callers."""
         trace = one.trace

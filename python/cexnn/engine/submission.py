@@ -123,6 +123,13 @@ class Submission:
         """Whether nothing more is to come."""
         return self.n_flying == 0 and len(self.left) == 0
 
+    def fail(self, what: str, cause: BaseException | None, position: int = 0) -> None:
+        """Note why the caller will not get all scores, unless it is known; names one pair."""
+        if self.error is None:
+            row, item = int(self.work.names[position]), int(self.work.items[position])
+            self.error = ScorerError(f"{what} (query {row}, item {item})", row=row, item=item)
+            self.error.__cause__ = cause
+
 
 class Part(NamedTuple):
     """The pairs of one submission in a batch: ``positions`` (n,) int64 within it."""

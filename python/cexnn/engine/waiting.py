@@ -130,9 +130,9 @@ class WaitingPairs:
         parts = []
         for owner in np.unique(owners).tolist():
             one, positions = shown[owner]
-            part = Part(one, positions[chosen[owners == owner] - starts[owner]])
+            parts.append(Part(one, positions[chosen[owners == owner] - starts[owner]]))
+        for part in parts:
             self._take_out(part)
-            parts.append(part)
         return Batch(parts, width)
 
     def _window(self, batch_tokens: int, end: float) -> list[Part]:

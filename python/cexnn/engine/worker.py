@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -165,11 +167,7 @@ class Worker:
             left = [] if drain else [*self._waiting, *self._line]
             for one in left:
                 self._drop(one)
-                one.error = ScorerError(
-                    "the engine was closed before these pairs were scored",
-                    row=int(one.work.names[0]),
-                    item=int(one.work.items[0]),
-                )
+                one.fail("the engine was closed before these pairs were scored", None)
             threads = self._threads
             self._news.notify()
         self._tell([one for one in left if one.over])
@@ -191,25 +189,48 @@ class Worker:
     def _schedule(self) -> None:
         while True:
             with self._lock:
-                batch: Batch | None = None
-                late: list[Submission] = []
-                while not self._landed and batch is None and not late:
-                    pause = self._pause()
-                    if pause == 0:
-                        batch, late = self._waiting.take(self._free_at(), self._rate)
-                        self._admit()
-                    elif self._closing and self._idle and not len(self._waiting):
+                while not self._landed and self._pause() != 0:
+                    if self._closing and self._idle and not len(self._waiting):
                         self._stopped = True
                         self._packed.notify()
                         return
-                    else:
-                        self._news.wait(pause)
+                    self._news.wait(self._pause())
                 landed, self._landed = self._landed, []
             for flight in landed:
-                self._deliver(flight)
+                with self._losing([one for one, _ in flight.batch.parts]):
+                    self._deliver(flight)
+            with self._losing(self._waiting):
+                self._take()
+
+    def _take(self) -> None:
+        """Take and pack the next batch, if it is time for it."""
+        with self._lock:
+            if self._pause() != 0:
+                return
+            batch, late = self._waiting.take(self._free_at(), self._rate)
+        parts = [] if batch is None else batch.parts
+        with self._losing([*late, *(one for one, _ in parts)]):
+            with self._lock:
+                self._admit()
             self._tell([one for one in late if one.over])
             if batch is not None:
                 self._pack(batch)
+
+    @contextmanager
+    def _losing(self, some: Iterable[Submission]) -> Iterator[None]:
+        """Let no caller wait for ever where the engine itself fails, for want of memory say."""
+        try:
+            yield
+        except BaseException as error:
+            logger.exception("the engine failed")
+            with self._lock:
+                lost = list(some)
+                for one in lost:
+                    self._drop(one)
+                    one.n_flying = 0
+                    if not np.isfinite(one.scores).all():
+                        one.fail("the engine failed", error)
+            self._tell(lost)
 
     @property
     def _idle(self) -> bool:
@@ -283,9 +304,16 @@ class Worker:
     def _fail(self, one: Submission, positions: Any, flight: Flight) -> None:
         """Let the caller know of a failure, once none of its pairs is on its way any more."""
         self._drop(one)
-        if one.error is not None:
-            return
-        one.error = flight.failure_of(one, positions)
+        bad = positions[~np.isfinite(one.scores[positions])]
+        cause = flight.error
+        if isinstance(cause, ScorerError):  # its words have the batch's numbers of the queries
+            cause = cause.__cause__
+        one.fail(
+            f"the scorer failed on a batch of {flight.batch.n_pairs} pairs: "
+            f"{cause or 'it returned no finite score'}",
+            cause,
+            int(bad[0]),
+        )
 
     def _report(self, flight: Flight, n_waiting: int) -> None:
         try:
