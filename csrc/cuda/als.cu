@@ -114,7 +114,7 @@ class RidgeSolver {
     }
     const std::int64_t n_warps = std::min<std::int64_t>(kSolveWarps, stride / kWarp);
     launch(solve_systems<Tile>, static_cast<unsigned>(batch.n_systems),
-           static_cast<unsigned>(n_warps * kWarp), sizeof(float) * (stride + n_warps * kTileFloats),
+           static_cast<unsigned>(n_warps * kWarp), sizeof(float) * solve_floats(stride, n_warps),
            stream_, problem, systems, workspace_.data());
   }
 

@@ -10,6 +10,9 @@ namespace {
 constexpr int kSolveWarps = 8;          // a block, at most
 constexpr int kTileStride = kWarp + 4;  // of a 32 x 32 tile in shared memory: no bank twice
 constexpr int kTileFloats = kWarp * kTileStride;
+constexpr std::int64_t solve_floats(std::int64_t stride, std::int64_t n_warps) {
+  return stride + (2 + n_warps) * kTileFloats;  // of shared memory
+}
 
 // A matrix of strips of 32 rows in the workspace, of which tile (i, j), j <= i, is used. What
 // several splits give adds up to it; the first is where its factor goes.
@@ -101,16 +104,18 @@ __device__ inline float solve_tile(float* row, const DiagonalTile& diagonal, con
 
 // The factor L, panels of 32 columns one after another, each from those left of it, and
 // right := L^-1 right. Strips of the panel go round the warps. The same answer in every thread:
-// whether every pivot was sound; `broken` is shared memory, zero.
+// whether every pivot was sound. In shared memory: `right`, `broken`, which is zero, and two tiles
+// and one for each warp.
 template <template <int> class Tile>
 __device__ bool factor(const TiledMatrix& matrix, int size, float lambda, float* right,
-                       float* own_tiles, int* broken) {
-  __shared__ __align__(16) float column[kTileFloats], transposed[kTileFloats], inverse[kWarp];
-  const DiagonalTile diagonal{transposed, inverse};
+                       float* tiles, int* broken) {
+  __shared__ float inverse[kWarp];
+  float* column = tiles + kTileFloats;  // tile (p, q)
+  const DiagonalTile diagonal{tiles, inverse};
   const int thread = static_cast<int>(threadIdx.x), n_threads = static_cast<int>(blockDim.x);
   const int warp = thread / kWarp, lane = thread % kWarp, n_warps = n_threads / kWarp;
   const int n_strips = matrix.stride / kWarp;
-  float* own = own_tiles + warp * kTileFloats;
+  float* own = tiles + (2 + warp) * kTileFloats;
   for (int p = 0; p < n_strips; ++p) {
     for (int first = p; first < n_strips; first += n_warps) {
       const int strip = first + warp;
@@ -221,7 +226,7 @@ __global__ void __launch_bounds__(kSolveWarps* kWarp, 2)
   __shared__ int broken;
   const System system = systems[blockIdx.x];
   const int stride = static_cast<int>(system_stride(system.size));
-  float* right = dynamic_shared<float>();  // (stride,), and a tile of each warp's own
+  float* right = dynamic_shared<float>();  // (stride,), and the tiles
   const TiledMatrix matrix{workspace + system.offset, stride, system.n_splits};
   const float* sides = matrix.data + std::int64_t(stride) * stride;
   float largest = 0.0F;
