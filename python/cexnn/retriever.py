@@ -6,17 +6,18 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn.checks import check_int, check_matrix
+from cexnn.checks import check_matrix
 from cexnn.cross_encoder import CrossEncoder
 from cexnn.engine import ScoringEngine
 from cexnn.index import Index
-from cexnn.items import is_list_like, row_numbers, split_items
+from cexnn.items import is_list_like
+from cexnn.known_items import KnownItems
 from cexnn.scorer import Scorer
 from cexnn.search import SearchResult
 
@@ -106,8 +107,7 @@ class Retriever:
         if not isinstance(index, Index):
             raise ValueError(f"index: expected an Index, got {type(index).__name__}")
         self._index = index
-        self._ids, self._texts = split_items(items, index.n_items)
-        self._rows = row_numbers(self._ids)
+        self._items = KnownItems(items, index)
         self._n_dims: int | None = index.info()["embedding_dims"]
         if encoder is not None and not callable(encoder):
             raise ValueError(f"encoder: expected a callable, got {type(encoder).__name__}")
@@ -397,24 +397,16 @@ class Retriever:
         ValueError
             There is no such row.
         """
-        check_int("row", row, minimum=0, maximum=self._index.n_items - 1)
-        item_id = row if self._ids is None else self._ids[row]
-        return item_id, None if self._texts is None else self._texts[row]
+        return self._items.item(row)
 
     def _checked(
         self, texts: Sequence[str], first: Sequence[Sequence[Any]] | None, exclude: Iterable[Any]
     ) -> tuple[list[str], NDArray[np.int32] | None, list[int] | None]:
         """Return the queries, and the row numbers to open with and to leave out."""
         queries = _check_texts("texts", texts)
-        if self._texts is not None and len(self._texts) != self._index.n_items:
-            raise ValueError(
-                f"items: expected {self._index.n_items}, as in the index now, got "
-                f"{len(self._texts)} when the retriever was made: make another"
-            )
-        if isinstance(exclude, str) or not isinstance(exclude, Iterable):
-            raise ValueError(f"exclude: expected a sequence of ids, got {exclude!r}")
-        rows = [row for row in map(self._row, exclude) if row is not None]
-        opening = None if first is None else self._opening(first, len(queries))
+        self._items.check_size()
+        rows = self._items.rows("exclude", exclude)
+        opening = None if first is None else self._items.opening(first, len(queries))
         return queries, opening, rows or None
 
     def _embedded(self, queries: list[str]) -> FloatArray | None:
@@ -429,9 +421,9 @@ class Retriever:
 
     def _bound(self, scorer: Scorer | CrossEncoder) -> Scorer:
         if isinstance(scorer, CrossEncoder):
-            if self._texts is None:
+            if self._items.texts is None:
                 raise ValueError("items: expected the items' texts for a CrossEncoder, got None")
-            return scorer.bind(self._texts)
+            return scorer.bind(self._items.texts)
         if not callable(scorer):
             raise ValueError(
                 f"scorer: expected a Scorer or a CrossEncoder, got {type(scorer).__name__}"
@@ -443,34 +435,6 @@ class Retriever:
                 f"got one of {n_items}"
             )
         return scorer
-
-    def _opening(self, first: Sequence[Sequence[Any]], n_queries: int) -> NDArray[np.int32]:
-        """Row numbers of the ids, filled up with -1."""
-        if isinstance(first, str) or not hasattr(first, "__len__") or len(first) != n_queries:
-            got = len(first) if hasattr(first, "__len__") else type(first).__name__
-            raise ValueError(f"first: expected ids for each of {n_queries} queries, got {got}")
-        rows = [self._known(ids, f"first[{query}]") for query, ids in enumerate(first)]
-        opening = np.full((n_queries, max(map(len, rows), default=0)), -1, dtype=np.int32)
-        for query, numbers in enumerate(rows):
-            opening[query, : len(numbers)] = numbers
-        return opening
-
-    def _known(self, ids: Sequence[Any], name: str) -> list[int]:
-        if isinstance(ids, str) or not isinstance(ids, Iterable):
-            raise ValueError(f"{name}: expected a sequence of ids, got {ids!r}")
-        rows = []
-        for item_id in ids:
-            row = self._row(item_id)
-            if row is None:
-                raise ValueError(f"{name}: expected ids of items, got {item_id!r}")
-            rows.append(row)
-        return rows
-
-    def _row(self, item_id: Any) -> int | None:
-        if self._rows is not None:
-            return self._rows.get(item_id) if isinstance(item_id, Hashable) else None
-        whole = isinstance(item_id, int | np.integer) and not isinstance(item_id, bool)
-        return int(item_id) if whole and 0 <= item_id < self._index.n_items else None
 
 
 def _check_texts(name: str, texts: Any) -> list[str]:

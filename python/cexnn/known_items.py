@@ -1,0 +1,100 @@
+"""The items of a retriever: from ids to rows and back."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn.checks import check_int
+from cexnn.index import Index
+from cexnn.items import row_numbers, split_items
+
+__all__ = ["KnownItems"]
+
+
+class KnownItems:
+    """Ids and texts of an index's items, as far as they were given.
+
+    Parameters
+    ----------
+    items : iterable or None
+        As `Retriever` takes them.
+    index : Index
+        The index of these items; without ids it may have grown since.
+
+    Attributes
+    ----------
+    texts : list of str or None
+        None without items.
+
+    Raises
+    ------
+    ValueError
+        Another number of items, something that is no item, or an id that stands twice.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> index = Index.build(item_embeddings=np.eye(2, dtype=np.float32))
+    >>> known = KnownItems([("x", "a red fox"), ("y", "a blue whale")], index)
+    >>> known.item(1), known.row("x"), known.rows("exclude", ["y", "nobody"])
+    (('y', 'a blue whale'), 0, [1])
+    """
+
+    def __init__(self, items: Iterable[Any] | None, index: Index) -> None:
+        self._index = index
+        self._ids, self.texts = split_items(items, index.n_items)
+        self._rows = row_numbers(self._ids)
+
+    def check_size(self) -> None:
+        """Raise `ValueError` if the index has grown past the texts that it had."""
+        n_items = self._index.n_items
+        if self.texts is not None and len(self.texts) != n_items:
+            raise ValueError(
+                f"items: expected {n_items}, as in the index now, got {len(self.texts)} when the "
+                "retriever was made: make another"
+            )
+
+    def item(self, row: int) -> tuple[Any, str | None]:
+        """Return the id and the text of an item by its row number; see `Retriever.item`."""
+        check_int("row", row, minimum=0, maximum=self._index.n_items - 1)
+        item_id = row if self._ids is None else self._ids[row]
+        return item_id, None if self.texts is None else self.texts[row]
+
+    def row(self, item_id: Any) -> int | None:
+        """Return the row of an id; None if no item has it."""
+        if self._rows is not None:
+            return self._rows.get(item_id) if isinstance(item_id, Hashable) else None
+        whole = isinstance(item_id, int | np.integer) and not isinstance(item_id, bool)
+        return int(item_id) if whole and 0 <= item_id < self._index.n_items else None
+
+    def rows(self, name: str, ids: Iterable[Any]) -> list[int]:
+        """Return the rows of ids, passing over those that no item has."""
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise ValueError(f"{name}: expected a sequence of ids, got {ids!r}")
+        return [row for row in map(self.row, ids) if row is not None]
+
+    def opening(self, first: Sequence[Sequence[Any]], n_queries: int) -> NDArray[np.int32]:
+        """Return row numbers of the ids to open with, (n_queries, c), filled up with -1."""
+        if isinstance(first, str) or not hasattr(first, "__len__") or len(first) != n_queries:
+            got = len(first) if hasattr(first, "__len__") else type(first).__name__
+            raise ValueError(f"first: expected ids for each of {n_queries} queries, got {got}")
+        rows = [self._all_rows(ids, f"first[{query}]") for query, ids in enumerate(first)]
+        opening = np.full((n_queries, max(map(len, rows), default=0)), -1, dtype=np.int32)
+        for query, numbers in enumerate(rows):
+            opening[query, : len(numbers)] = numbers
+        return opening
+
+    def _all_rows(self, ids: Sequence[Any], name: str) -> list[int]:
+        if isinstance(ids, str) or not isinstance(ids, Iterable):
+            raise ValueError(f"{name}: expected a sequence of ids, got {ids!r}")
+        rows = []
+        for item_id in ids:
+            row = self.row(item_id)
+            if row is None:
+                raise ValueError(f"{name}: expected ids of items, got {item_id!r}")
+            rows.append(row)
+        return rows
