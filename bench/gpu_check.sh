@@ -65,7 +65,8 @@ part_tests() {
 sanitize() {
   compute-sanitizer --tool "$1" --error-exitcode 99 --target-processes all --print-limit 20 \
     "${@:2}" "$python" -m pytest -p no:cacheprovider -q -k cuda \
-    tests/test_core.py tests/test_ridge.py tests/test_als.py tests/test_pack.py
+    tests/test_core.py tests/test_ridge.py tests/test_als.py tests/test_pack.py \
+    tests/test_device_array.py
 }
 part_memcheck() { sanitize memcheck; }
 part_racecheck() { sanitize racecheck; }
