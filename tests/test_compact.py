@@ -33,9 +33,14 @@ def test_grown_is_rounded_at_once(dtype):
 
 
 @pytest.fixture(scope="module")
-def index():
+def built():
     rng = np.random.default_rng(2)
-    return Index.build(item_embeddings=rng.normal(size=(3000, 24)).astype(np.float32))
+    return Index.build(item_embeddings=rng.normal(size=(3000, 24)).astype(np.float32), device="cpu")
+
+
+@pytest.fixture
+def index(built, device):
+    return Index(built._learned, device=device)
 
 
 def searched(index, **options):
@@ -79,7 +84,7 @@ def test_it_grows_shrinks_and_is_saved(index, dtype, mmap, tmp_path):
     assert compact.n_items == 3400
     assert_same(searched(compact), searched(plain))
     compact.save(tmp_path / "index")
-    loaded = Index.load(tmp_path / "index", mmap=mmap, verify=True)
+    loaded = Index.load(tmp_path / "index", mmap=mmap, verify=True, device=index.device)
     assert loaded.dtype == dtype
     assert_same(searched(loaded), searched(plain))
 
@@ -90,7 +95,7 @@ def test_the_copy_is_what_is_scanned(index):
     codes, scales = rounded(parts.item_factors, "int8")
     hidden = 1234
     codes[hidden] = 0
-    blind = Index(replace(parts, compact=Compact(codes, scales)))
+    blind = Index(replace(parts, compact=Compact(codes, scales)), device=index.device)
     query = 2 * parts.item_factors[hidden : hidden + 1]
 
     def opening(searched_index):

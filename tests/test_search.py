@@ -8,10 +8,18 @@ from cexnn import Index, ScorerError
 
 
 @pytest.fixture(scope="module")
-def index(world):
+def built(world):
     return Index.build(
-        world.scores, item_embeddings=world.items, query_embeddings=world.train_queries
+        world.scores,
+        item_embeddings=world.items,
+        query_embeddings=world.train_queries,
+        device="cpu",
     )
+
+
+@pytest.fixture
+def index(built, device):
+    return Index(built._learned, device=device)
 
 
 def options(world, **changes):
