@@ -12,6 +12,8 @@ httpx = pytest.importorskip("httpx", reason="needs httpx: pip install 'cexnn[tes
 
 from cexnn import Index, PairScorer, Retriever, ScoringEngine  # noqa: E402
 from cexnn.service import Limits, create_app  # noqa: E402
+from cexnn.service.admission import Admission  # noqa: E402
+from cexnn.service.errors import ServiceError  # noqa: E402
 
 VERBS = ["copy", "delete", "open", "sort", "compress", "search"]
 NOUNS = ["a file", "a list", "an array", "a folder", "a string", "a matrix", "an archive", "dates"]
@@ -375,6 +377,23 @@ def test_an_engine_that_others_have_filled_says_when_to_come():
     assert accepted.status_code == 200
 
 
+def test_the_time_to_wait_is_that_of_the_work_ahead():
+    now = [100.0]
+    admission = Admission(100, clock=lambda: now[0])
+    assert admission.retry_after() == 1  # nothing is known
+    for _ in range(5):
+        with admission.work(20):
+            now[0] += 2
+    with admission.work(100), pytest.raises(ServiceError) as refused, admission.work(1):
+        pass
+    assert refused.value.retry_after == pytest.approx(100 / (100 / 10))
+    assert (admission.n_pairs, admission.n_requests) == (0, 0)
+    with admission.work(2000):  # one alone always fits
+        assert admission.retry_after() == 60
+        now[0] += 31
+        assert admission.retry_after() == 1  # what was long ago tells nothing
+
+
 def test_a_request_may_be_larger_than_the_engines_queue():
     async def conversation(client):
         return await client.search(budget=40)
@@ -498,6 +517,13 @@ def test_a_reload_that_fails_changes_nothing():
     failed, after = talk(conversation, token="t", reload=broken)
     assert "index.cexnn is damaged" in error_of(failed, 500)["message"]
     assert after.status_code == 200
+    for found, message in [("a text", "expected a Retriever"), (None, "the one in use")]:
+        retriever = make_retriever()
+        failed, after = talk(
+            conversation, retriever=retriever, token="t", reload=lambda f=found, r=retriever: f or r
+        )
+        assert message in error_of(failed, 500)["message"]
+        assert after.status_code == 200
     failed, _ = talk(conversation, token="t")
     assert error_of(failed, 501)["type"] == "not_available"
     failed, _ = talk(conversation, reload=make_retriever)
@@ -542,7 +568,6 @@ def test_a_closed_service_is_not_ready():
 def test_openapi_describes_everything_that_clients_say():
     app = create_app(make_retriever())
     described = app.openapi()
-    app.state.service  # noqa: B018
     paths = {"/search", "/rerank", "/health", "/ready", "/info", "/metrics", "/reload"}
     assert set(described["paths"]) == paths
     for path in described["paths"].values():
@@ -554,6 +579,17 @@ def test_openapi_describes_everything_that_clients_say():
             described_by_itself = {"query", "trace", "return_text"}
             assert about.get("description") or field in described_by_itself, (name, field)
     assert set(described["paths"]["/search"]["post"]["responses"]) >= {"200", "401", "422", "503"}
+
+
+def test_openapi_tells_of_the_token():
+    described = create_app(make_retriever(), token="t").openapi()
+    secured = {
+        path
+        for path, operations in described["paths"].items()
+        if all("security" in operation for operation in operations.values())
+    }
+    assert secured == {"/search", "/rerank", "/info", "/metrics", "/reload"}
+    assert "securitySchemes" not in create_app(make_retriever()).openapi()["components"]
 
 
 def test_the_application_can_be_mounted():

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from cexnn.service.errors import ServiceError
 
@@ -30,7 +31,7 @@ class Admission:
 
     def __init__(self, max_pairs: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_pairs, self._clock = max_pairs, clock
-        self._done: deque[tuple[float, int]] = deque(maxlen=1024)
+        self._done: deque[_Done] = deque(maxlen=1024)
         self.n_pairs = 0
         self.n_requests = 0
 
@@ -47,20 +48,29 @@ class Admission:
             raise ServiceError.busy(self.retry_after())
         self.n_pairs += n_pairs
         self.n_requests += 1
+        began = self._clock()
         try:
             yield
         finally:
             self.n_pairs -= n_pairs
             self.n_requests -= 1
-            self._done.append((self._clock(), n_pairs))
+            self._done.append(_Done(began, self._clock(), n_pairs))
 
     def retry_after(self) -> float:
         """Return the seconds until what is pending now may be done, by the rate of late."""
         now = self._clock()
-        while self._done and now - self._done[0][0] > _WINDOW:
+        while self._done and now - self._done[0].ended > _WINDOW:
             self._done.popleft()
-        pairs = sum(n for _, n in self._done)
-        if pairs == 0:
+        if not self._done:
             return _SHORTEST
-        seconds = max(now - self._done[0][0], 1e-3)
-        return min(_LONGEST, max(_SHORTEST, self.n_pairs / (pairs / seconds)))
+        seconds = max(now - self._done[0].began, 1e-3)
+        rate = sum(done.n_pairs for done in self._done) / seconds
+        return min(_LONGEST, max(_SHORTEST, self.n_pairs / rate))
+
+
+class _Done(NamedTuple):
+    """A request that has ended."""
+
+    began: float
+    ended: float
+    n_pairs: int

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from cexnn.retriever import Retriever
@@ -45,6 +46,15 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     },
 }
 
+TOKEN_ERRORS: dict[int | str, dict[str, Any]] = {401: ERRORS[401]}
+
+RELOAD_ERRORS: dict[int | str, dict[str, Any]] = {
+    401: ERRORS[401],
+    403: {"model": ErrorAnswer, "description": "The service has no token."},
+    500: {"model": ErrorAnswer, "description": "Loading failed; what was served before goes on."},
+    501: {"model": ErrorAnswer, "description": "There is nothing to reload from."},
+}
+
 PAGE_POLICY = (
     "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; "
     "style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -77,8 +87,8 @@ def create_app(
         What clients have to send as ``Authorization: Bearer TOKEN``, but for the page, ``/health``
         and ``/ready``. By default anybody may use the service, and ``/reload`` is refused.
     reload : callable, optional
-        Returns the retriever that ``POST /reload`` puts in the place of the one before, called in
-        a thread. Without it there is nothing to reload.
+        Returns the retriever, with an engine of its own, that ``POST /reload`` puts in the place
+        of the one before; called in a thread. Without it there is nothing to reload.
     model : str
         Name of the cross-encoder, told to clients.
 
@@ -133,15 +143,23 @@ def create_app(
     app.add_exception_handler(RequestValidationError, errors.from_validation)
     app.add_exception_handler(HTTPException, errors.from_http)
     app.add_exception_handler(ClientLeftError, _nobody)
-    _add_work(app, service)
-    _add_state(app, service, may_reload=token is not None)
+    # The gate is what checks the token; this is how the description tells clients of it.
+    bearer = [] if token is None else [Depends(HTTPBearer(auto_error=False))]
+    _add_work(app, service, bearer)
+    _add_state(app, service, bearer)
     return app
 
 
-def _add_work(app: FastAPI, service: Service) -> None:
+def _add_work(app: FastAPI, service: Service, bearer: Sequence[params.Depends]) -> None:
     """Add the paths that call the cross-encoder."""
 
-    @app.post("/search", responses=ERRORS, response_model_exclude_unset=True, tags=["search"])
+    @app.post(
+        "/search",
+        responses=ERRORS,
+        response_model_exclude_unset=True,
+        tags=["search"],
+        dependencies=bearer,
+    )
     async def search(request: Request, body: SearchRequest) -> SearchAnswer:
         """Find each query's best items, by the cross-encoder, for at most `budget` calls."""
         return await while_connected(request, service.search(body, request.state.started))
@@ -162,11 +180,12 @@ def _add_work(app: FastAPI, service: Service) -> None:
             responses=ERRORS,
             response_model_exclude_unset=True,
             tags=["rerank"],
+            dependencies=bearer,
             include_in_schema=path == "/rerank",
         )
 
 
-def _add_state(app: FastAPI, service: Service, *, may_reload: bool) -> None:
+def _add_state(app: FastAPI, service: Service, bearer: Sequence[params.Depends]) -> None:
     """Add the paths that tell how the service is, and the one that changes it."""
 
     @app.get("/", include_in_schema=False)
@@ -187,23 +206,23 @@ def _add_state(app: FastAPI, service: Service, *, may_reload: bool) -> None:
             raise ServiceError(503, "not_ready", "the service is shutting down", retry_after=5)
         return {"status": "ready"}
 
-    @app.get("/info", tags=["state"], responses={401: ERRORS[401]})
+    @app.get("/info", tags=["state"], responses=TOKEN_ERRORS, dependencies=bearer)
     async def info() -> JSONResponse:
         """Tell what is served: the index, the cross-encoder, the version, the limits."""
         return JSONResponse(service.info())
 
-    @app.get("/metrics", tags=["state"], responses={401: ERRORS[401]})
+    @app.get("/metrics", tags=["state"], responses=TOKEN_ERRORS, dependencies=bearer)
     async def metrics() -> Response:
         """Tell what was done, as text for Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.post("/reload", tags=["state"], responses={401: ERRORS[401], 403: {"model": ErrorAnswer}})
+    @app.post("/reload", tags=["state"], responses=RELOAD_ERRORS, dependencies=bearer)
     async def reload() -> JSONResponse:
         """Load the index anew; requests that are under way end with the one that they began with.
 
         Refused where the service has no token.
         """
-        if not may_reload:
+        if not bearer:
             raise ServiceError(
                 403, "forbidden", "reloading needs a service that was started with a token"
             )

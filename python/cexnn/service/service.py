@@ -146,19 +146,22 @@ class Service:
         if self._load is None:
             raise ServiceError(501, "not_available", "this service has nothing to reload from")
         async with self._reloading:
+            before = self._serving
             try:
-                retriever = await asyncio.to_thread(self._load)
-            except (OSError, ValueError, RuntimeError) as error:
+                loaded = Serving(await asyncio.to_thread(self._load))
+                if loaded.engine is before.engine:
+                    raise ValueError("reload: expected another engine, got the one in use")
+            except (OSError, ValueError, RuntimeError, ImportError) as error:
                 logger.exception("reloading failed; what was served before goes on")
                 raise ServiceError(
                     500, "reload_failed", f"reloading failed, nothing has changed: {error}"
                 ) from error
-            before, self._serving = self._serving, Serving(retriever)
+            self._serving = loaded
             self._n_reloads += 1
             task = asyncio.create_task(before.close())
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
-            logger.info("reloaded: %d items", retriever.index.n_items)
+            logger.info("reloaded: %d items", loaded.retriever.index.n_items)
 
     async def close(self) -> None:
         """Close the engines, when all that was accepted is answered."""
