@@ -65,8 +65,11 @@ def run(
         while isinstance(moved, _Pairs):
             call = _with_options(scorer, moved.trace, pace)
             missing = pace is not None and isinstance(scorer, ScoringEngine)
-            with _told_of_failure(rounds):
+            try:
                 scores = call_scorer(call, queries, moved.rows, moved.items, allow_missing=missing)
+            except BaseException as error:
+                rounds.throw(error)  # which takes its scores, and raises it again
+                raise
             moved = _advance(rounds, scores)
         return moved
 
@@ -106,8 +109,11 @@ async def arun(
                 moved = await _in_executor(_advance, rounds, scores)
             if not isinstance(moved, _Pairs):
                 return moved
-            with _told_of_failure(rounds):
+            try:
                 scores = await _score(scorer, queries, moved, pace)
+            except BaseException as error:
+                rounds.throw(error)  # which takes its scores, and raises it again
+                raise
 
 
 def _rounds(session: Session, pace: Pace | None, bar: ProgressBar) -> _Rounds:
@@ -115,7 +121,7 @@ def _rounds(session: Session, pace: Pace | None, bar: ProgressBar) -> _Rounds:
     while not session.done and (pace is None or pace.allows_a_round()):
         if pace is None:
             rows, items = session.ask()
-            yield from _part(session, rows, items, slice(None))
+            yield from _part(session, rows, items, None)
         elif not (yield from _round_in_time(session, pace)):
             break
         bar.update(1)
@@ -134,7 +140,7 @@ def _round_in_time(session: Session, pace: Pace) -> Generator[_Pairs, FloatArray
             return False
         start = pace.clock()
         chosen = np.sort(np.argsort(turn)[:n])
-        waiting = yield from _part(session, rows, items, chosen)
+        waiting = np.isnan((yield from _part(session, rows, items, chosen)))
         if waiting[chosen].any():  # the engine came to the deadline
             return False
         pace.scored(n, pace.clock() - start)
@@ -143,26 +149,33 @@ def _round_in_time(session: Session, pace: Pace) -> Generator[_Pairs, FloatArray
 
 
 def _part(
-    session: Session, rows: IdArray, items: IdArray, chosen: NDArray[np.int64] | slice
-) -> Generator[_Pairs, FloatArray, NDArray[np.bool_]]:
-    """Have some of the pairs that wait scored; return which of them have no score yet."""
+    session: Session, rows: IdArray, items: IdArray, chosen: NDArray[np.int64] | None
+) -> Generator[_Pairs, FloatArray, FloatArray]:
+    """Have some, or all, of the pairs that wait scored; return what there is then, else NaN."""
     noted = None if session.trace is None else session.trace.rounds[-1]
-    told = np.full(len(rows), np.nan, dtype=np.float32)
     start = time.perf_counter()
+    asked = (rows, items) if chosen is None else (rows[chosen], items[chosen])
     try:
-        pairs = _Pairs(rows[chosen], items[chosen], None if noted is None else noted.call)
-        told[chosen] = yield pairs
+        scores = yield _Pairs(*asked, None if noted is None else noted.call)
     except BaseException as error:  # what it has got was paid for
         obtained = getattr(error, "scores", None)
         if obtained is not None:
-            told[chosen] = obtained
-            session.tell(told, allow_missing=True)
+            session.tell(_in_place(obtained, chosen, len(rows)), allow_missing=True)
         raise
+    told = _in_place(scores, chosen, len(rows))
     if noted is not None:
         noted.score_ms += (time.perf_counter() - start) * 1e3
         noted.scores[np.isnan(noted.scores)] = told
     session.tell(told, allow_missing=True)
-    return np.isnan(told)
+    return told
+
+
+def _in_place(scores: FloatArray, chosen: NDArray[np.int64] | None, n: int) -> FloatArray:
+    if chosen is None:
+        return scores
+    told = np.full(n, np.nan, dtype=np.float32)
+    told[chosen] = scores
+    return told
 
 
 def _advance(rounds: _Rounds, scores: FloatArray | None) -> _Pairs | SearchResult:
@@ -222,16 +235,6 @@ async def _in_executor(step: Any, *arguments: Any) -> Any:
         return await asyncio.shield(call)
     except asyncio.CancelledError:
         await asyncio.wait([call])
-        raise
-
-
-@contextmanager
-def _told_of_failure(rounds: _Rounds) -> Iterator[None]:
-    """Raise what the scorer raised where the rounds wait for its scores."""
-    try:
-        yield
-    except BaseException as error:
-        rounds.throw(error)
         raise
 
 
