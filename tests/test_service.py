@@ -252,7 +252,9 @@ def test_what_is_no_request_gets_an_answer():
     async def conversation(client):
         return [
             await client.post("/search", content="{", headers={"Content-Type": "application/json"}),
-            await client.post("/search", content='{"queries": ["a"]}'),
+            await client.post(
+                "/search", content='{"queries": ["a"]}', headers={"Content-Type": "text/plain"}
+            ),
             await client.get("/nothing"),
             await client.get("/search"),
         ]
@@ -460,6 +462,37 @@ def test_a_model_that_fails_leaves_what_was_paid_for():
     assert not found["complete"]
     assert len(found["hits"]) == 10
     assert after.json()["results"][0]["n_calls"] == 20
+
+
+def test_many_at_once_are_answered_as_one_by_one_while_batches_fail():
+    batches = []
+
+    def predict(pairs):
+        batches.append(len(pairs))
+        if len(batches) % 20 == 0:
+            raise RuntimeError("the device is lost")
+        return shared_words(pairs)
+
+    questions = [f"how do I {text}" for text in TEXTS]
+    retriever = make_retriever(predict, max_batch_pairs=20)
+
+    async def conversation(client):
+        asked = [client.search(queries=[one], k=3, budget=20) for one in questions]
+        answers = await asyncio.gather(*asked)
+        return answers, await client.get("/metrics")
+
+    answers, metrics = talk(conversation, retriever=retriever)
+    expected = make_retriever().search(questions, k=3, budget=20)
+    statuses = [answer.status_code for answer in answers]
+    assert set(statuses) == {200, 500}
+    for answer, hits in zip(answers, expected, strict=True):
+        if answer.status_code == 200:
+            [found] = answer.json()["results"]
+            assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in hits]
+        else:
+            assert error_of(answer, 500)["type"] == "scorer_failed"
+    for name in ("pending_pairs", "pending_requests", "engine_waiting_pairs"):
+        assert f"cexnn_{name} 0.0" in metrics.text
 
 
 def test_what_nobody_expected_is_answered(monkeypatch):
