@@ -11,6 +11,7 @@ from typing import Any
 from cexnn.cli.build import build
 from cexnn.cli.demo import demo
 from cexnn.cli.evaluate import evaluate
+from cexnn.cli.quantize import quantize
 from cexnn.cli.serve import serve
 from cexnn.cli.support import (
     FILE,
@@ -51,6 +52,7 @@ def main() -> None:
 main.add_command(build)
 main.add_command(evaluate)
 main.add_command(demo)
+main.add_command(quantize)
 main.add_command(serve)
 
 

@@ -2,11 +2,13 @@
 
 ``encoder`` is the public class; ``bound_scorer`` the scorer it makes of a set of items;
 ``pair_model`` the engine of both: ``tokens`` (texts to token ids), ``pair_batches`` (pairs to
-padded batches), ``onnx_session`` (batches to logits). ``hub`` finds a model's files.
+padded batches), ``onnx_session`` (batches to logits), which
+``first_token`` narrows. ``hub`` finds a model's files; ``quantize`` makes smaller ones.
 """
 
 from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
 from cexnn.cross_encoder.encoder import CrossEncoder
 from cexnn.cross_encoder.pair_model import ScoringStats
+from cexnn.cross_encoder.quantize import Comparison, compare_models
 
-__all__ = ["BoundCrossEncoder", "CrossEncoder", "ScoringStats"]
+__all__ = ["BoundCrossEncoder", "Comparison", "CrossEncoder", "ScoringStats", "compare_models"]

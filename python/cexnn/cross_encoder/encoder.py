@@ -15,6 +15,7 @@ from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
 from cexnn.cross_encoder.hub import find_model_files
 from cexnn.cross_encoder.pair_batches import PairTokens
 from cexnn.cross_encoder.pair_model import PairModel, ScoringStats
+from cexnn.cross_encoder.quantize import quantize_files
 from cexnn.scorer import FloatArray
 
 __all__ = ["CrossEncoder"]
@@ -86,9 +87,9 @@ class CrossEncoder:
         providers: Sequence[Any] | None = None,
         num_threads: int | None = None,
     ) -> None:
+        self._files = _source(model, "model"), _source(tokenizer, "tokenizer")
         self._model = PairModel(
-            _source(model, "model"),
-            _source(tokenizer, "tokenizer"),
+            *self._files,
             device=device,
             max_length=max_length,
             max_query_length=max_query_length,
@@ -127,6 +128,40 @@ class CrossEncoder:
         """
         model, tokenizer = find_model_files(name_or_folder, revision=revision)
         return cls(model, tokenizer, **options)
+
+    def quantize(self, folder: str | os.PathLike[str], *, precision: str = "int8") -> Path:
+        """Write a smaller, faster and less exact model that `from_pretrained` loads.
+
+        Nothing is ever quantised by itself: this is a choice, and `compare_models` (or ``cexnn
+        quantize``) says what it costs in recall of this model's best items. With ``"int8"``
+        weights are rounded by channel and activations by call, so that a score depends a little
+        on the pairs that share its batch. ``"fp16"`` is for CUDA; its logits are float32.
+
+        Parameters
+        ----------
+        folder : path
+            Where to write ``model.onnx`` and ``tokenizer.json``; made if need be.
+        precision : {"int8", "fp16"}
+            What the weights become.
+
+        Returns
+        -------
+        Path
+            The folder.
+
+        Raises
+        ------
+        ImportError
+            The onnx library is missing.
+        ValueError
+            An unknown precision, the model's own folder, or a model without float32 weights.
+
+        Examples
+        --------
+        >>> encoder = CrossEncoder.from_pretrained("models/my-cross-encoder")  # doctest: +SKIP
+        >>> small = CrossEncoder.from_pretrained(encoder.quantize("models/int8"))  # doctest: +SKIP
+        """
+        return quantize_files(*self._files, folder, precision)
 
     @property
     def max_length(self) -> int:

@@ -1,0 +1,206 @@
+"""Smaller models of a cross-encoder, int8 or fp16, and what they cost and gain."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cexnn.checks import check_int
+from cexnn.cross_encoder.first_token import keep_first_token
+from cexnn.evaluate import recall
+
+if TYPE_CHECKING:
+    from cexnn.cross_encoder.encoder import CrossEncoder
+
+__all__ = ["Comparison", "compare_models", "quantize_files"]
+
+_MODEL, _TOKENIZER = "model.onnx", "tokenizer.json"
+_INLINE_BYTES = 1_800_000_000  # one protocol buffer holds 2 GB; larger weights go beside it
+
+
+class Comparison(NamedTuple):
+    """One model beside the reference, on the same pairs.
+
+    Attributes
+    ----------
+    name : str
+        As the caller named it.
+    pairs_per_second : float
+        Median of the runs.
+    speed_up : float
+        Times the reference's pairs a second.
+    recall : float
+        Mean share of a query's k items with the highest scores of the reference that are among
+        this model's own k.
+    max_difference : float
+        Largest absolute difference of a score.
+    """
+
+    name: str
+    pairs_per_second: float
+    speed_up: float
+    recall: float
+    max_difference: float
+
+
+def quantize_files(
+    model: Path | bytes, tokenizer: Path | bytes, folder: str | os.PathLike[str], precision: str
+) -> Path:
+    """Write a smaller model and the tokenizer; see `CrossEncoder.quantize`.
+
+    Parameters
+    ----------
+    model, tokenizer : Path or bytes
+        The float32 model and its tokenizer.
+    folder : path
+        Where to write; made if need be.
+    precision : {"int8", "fp16"}
+        What the weights become.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ImportError
+        The onnx library is missing.
+    ValueError
+        An unknown precision, the model's own folder, or a model without float32 weights.
+    """
+    if precision not in ("int8", "fp16"):
+        raise ValueError(f"precision: expected 'int8' or 'fp16', got {precision!r}")
+    target = Path(folder).absolute()
+    if isinstance(model, Path) and (target / _MODEL).resolve() == model.resolve():
+        raise ValueError(f"folder: expected another one than the model's own, got {target}")
+    proto = _load(model)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".quantize-", dir=target) as name:
+        scratch = Path(name)
+        keep_first_token(proto)
+        {"int8": _write_int8, "fp16": _write_fp16}[precision](proto, scratch / _MODEL)
+        content = tokenizer if isinstance(tokenizer, bytes) else tokenizer.read_bytes()
+        (scratch / _TOKENIZER).write_bytes(content)
+        for file in sorted(scratch.iterdir(), key=lambda one: one.name == _MODEL):
+            os.replace(file, target / file.name)  # the model last: it names the others
+    return target
+
+
+def _load(model: Path | bytes) -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError(
+            "quantize needs the onnx library: pip install 'cexnn[cpu]' or 'cexnn[gpu]'"
+        ) from error
+    proto = onnx.load_model_from_string(model) if isinstance(model, bytes) else onnx.load(model)
+    weights = {t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    if not any(n.op_type == "MatMul" and n.input[1] in weights for n in proto.graph.node):
+        raise ValueError("model: expected one with float32 weights, got none in its products")
+    return proto
+
+
+def _write_int8(proto: Any, path: Path) -> None:
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    add_pre_process_metadata(proto)  # or the library advises on the root logger
+    quantize_dynamic(
+        proto,
+        path,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        use_external_data_format=proto.ByteSize() > _INLINE_BYTES,
+    )
+
+
+def _write_fp16(proto: Any, path: Path) -> None:
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numbers beyond float16's range, such as masks of -3e38
+        half = convert_float_to_float16(proto, keep_io_types=True)
+    onnx.save_model(
+        half,
+        path,
+        save_as_external_data=half.ByteSize() > _INLINE_BYTES,
+        location=f"{path.name}.data",
+    )
+
+
+def compare_models(
+    models: Mapping[str, CrossEncoder],
+    queries: Sequence[str],
+    items: Sequence[str],
+    *,
+    k: int = 10,
+    n_runs: int = 3,
+) -> list[Comparison]:
+    """Score every query with every item by each model, turn and turn about.
+
+    Parameters
+    ----------
+    models : mapping of str to CrossEncoder
+        The first is the reference.
+    queries, items : sequence of str
+        Texts; all their pairs are scored ``n_runs + 1`` times by each model.
+    k : int
+        For recall@k.
+    n_runs : int
+        Timed runs, after one that warms up.
+
+    Returns
+    -------
+    list of Comparison
+        One a model, in their order.
+
+    Raises
+    ------
+    ValueError
+        No model, no query, or fewer than `k` items.
+    ScorerError
+        A model failed.
+    """
+    check_int("k", k, minimum=1)
+    check_int("n_runs", n_runs, minimum=1)
+    if not models or not queries or len(items) < k:
+        raise ValueError(
+            f"models, queries, items: expected one model, one query and {k} items at least, "
+            f"got {len(models)}, {len(queries)} and {len(items)}"
+        )
+    scorers = {name: model.bind(items) for name, model in models.items()}
+    rows = np.repeat(np.arange(len(queries), dtype=np.int32), len(items))
+    ids = np.tile(np.arange(len(items), dtype=np.int32), len(queries))
+    scores = {name: scorer(queries, rows, ids) for name, scorer in scorers.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in scorers}
+    for _ in range(n_runs):
+        for name, scorer in scorers.items():
+            start = time.perf_counter()
+            scorer(queries, rows, ids)
+            seconds[name].append(time.perf_counter() - start)
+
+    def best(name: str) -> Any:
+        return np.argsort(-scores[name].reshape(len(queries), -1), axis=1, kind="stable")[:, :k]
+
+    reference = next(iter(models))
+    rate = {name: len(rows) / float(np.median(times)) for name, times in seconds.items()}
+    return [
+        Comparison(
+            name=name,
+            pairs_per_second=rate[name],
+            speed_up=rate[name] / rate[reference],
+            recall=recall(best(name), best(reference)),
+            max_difference=float(np.abs(scores[name] - scores[reference]).max()),
+        )
+        for name in models
+    ]
