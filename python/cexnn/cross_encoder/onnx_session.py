@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.metadata
 import logging
 import os
 import threading
@@ -17,55 +15,43 @@ from numpy.typing import NDArray
 
 from cexnn.cross_encoder.first_token import keep_first_token
 from cexnn.cross_encoder.pair_batches import ModelInputs
+from cexnn.cross_encoder.providers import (
+    CPU,
+    CUDA,
+    choose_providers,
+    import_onnxruntime,
+    provider_name,
+)
 from cexnn.device import resolve_num_threads
 
-__all__ = ["OnnxModel", "import_onnxruntime"]
+__all__ = ["BatchError", "OnnxModel"]
 
 logger = logging.getLogger(__name__)
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
-_CUDA = "CUDAExecutionProvider"
-_CPU = "CPUExecutionProvider"
 # Batches run side by side, one to a thread, and do not wait for each other after each operation;
 # a call that is alone is helped by this many threads.
 _THREADS_A_CALL = 4
 _SLOW_FUSIONS = ["SkipLayerNormFusion"]  # many times slower than Add and LayerNormalization
+_OUT_OF_MEMORY = (
+    "Failed to allocate memory", "out of memory", "bad allocation", "bad_alloc", "ALLOC_FAILED",
+)  # fmt: skip
 _DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-def import_onnxruntime() -> Any:
-    """Import ONNX Runtime, refusing an installation that cannot work.
+class BatchError(RuntimeError):
+    """The model failed on some rows of a batch.
 
-    Returns
-    -------
-    module
-        ``onnxruntime``.
-
-    Raises
-    ------
-    ImportError
-        It is missing, or its CPU and GPU packages are both installed: they write the same files,
-        and which one is left is chance.
+    Attributes
+    ----------
+    scores : (n,) float32
+        The logits of the other rows; NaN where there is none.
     """
-    installed = {
-        name
-        for name in ("onnxruntime", "onnxruntime-gpu")
-        if any(True for _ in importlib.metadata.distributions(name=name))
-    }
-    if len(installed) == 2:
-        raise ImportError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; "
-            "run: pip uninstall onnxruntime onnxruntime-gpu, "
-            "then pip install 'cexnn[gpu]' or 'cexnn[cpu]'"
-        )
-    try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise ImportError(
-            "CrossEncoder needs ONNX Runtime: pip install 'cexnn[cpu]', or 'cexnn[gpu]' for CUDA "
-            f"({error})"
-        ) from error
+
+    def __init__(self, message: str, scores: NDArray[np.float32]) -> None:
+        super().__init__(message)
+        self.scores = scores
 
 
 class OnnxModel:
@@ -109,6 +95,8 @@ class OnnxModel:
     ) -> None:
         ort = import_onnxruntime()
         wanted = choose_providers(ort.get_available_providers(), device, providers)
+        if provider_name(wanted[0]) == CUDA and hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # CUDA's libraries from the nvidia-* packages
         options = ort.SessionOptions()
         n_threads = resolve_num_threads(num_threads)
         options.intra_op_num_threads = min(n_threads, _THREADS_A_CALL)
@@ -121,7 +109,7 @@ class OnnxModel:
                 _narrowed(model, options),
                 options,
                 providers=wanted,
-                disabled_optimizers=_SLOW_FUSIONS if _provider_name(wanted[0]) == _CPU else None,
+                disabled_optimizers=_SLOW_FUSIONS if provider_name(wanted[0]) == CPU else None,
             )
         except Exception as error:  # ONNX Runtime has one exception class for each kind of failure
             raise ValueError(
@@ -129,22 +117,23 @@ class OnnxModel:
             ) from error
         self.providers: list[str] = self._session.get_providers()
         self._check_provider(
-            _provider_name(wanted[0]), strict=providers is not None or device != "auto"
+            provider_name(wanted[0]), strict=providers is not None or device != "auto"
         )
         self.n_parallel = n_threads if self.on_cpu else 1
         self._lock = threading.Lock()
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._too_much: float = np.inf  # tokens of a batch that the memory had no room for
         self._inputs = self._check_inputs()
         self._output = self._check_outputs()
 
     @property
     def on_cpu(self) -> bool:
         """Whether the model runs on the CPU."""
-        return bool(self.providers[0] == _CPU)
+        return bool(self.providers[0] == CPU)
 
     def _check_provider(self, wanted: str, *, strict: bool) -> None:
         if self.providers and self.providers[0] == wanted:
-            if strict and wanted != _CPU:
+            if strict and wanted != CPU:
                 self._session.disable_fallback()
             return
         message = f"ONNX Runtime could not start {wanted}; it would run on {self.providers}"
@@ -203,17 +192,36 @@ class OnnxModel:
 
         Raises
         ------
-        ValueError
-            More than one label, seen only now.
-        Exception
-            What ONNX Runtime raises, once all parts have come to an end.
+        BatchError
+            Some failed, once all have come to an end; ``scores`` holds those of the others. The
+            cause is what ONNX Runtime raised, or a ValueError: more than one label, seen only now.
         """
-        others = [self._helpers().submit(self._run, part) for part in parts[1:]]
+        results: list[NDArray[np.float32] | None] = [None] * len(parts)
+        failures: list[Exception] = []
+
+        def run_some(first: int) -> None:
+            for j in range(first, len(parts), self.n_parallel):
+                try:
+                    results[j] = self._run_or_halve(parts[j])
+                except Exception as error:  # the others are paid for, and wanted
+                    failures.append(error)
+                    if isinstance(error, BatchError):
+                        results[j] = error.scores
+
+        n_others = min(self.n_parallel, len(parts)) - 1
+        others = [self._helpers().submit(run_some, 1 + j) for j in range(n_others)]
         try:
-            first = [self._run(part) for part in parts[:1]]
+            run_some(0)
         finally:
             wait(others)
-        return first + [one.result() for one in others]
+        if failures:
+            whole = [
+                np.full(len(part.input_ids), np.nan, dtype=np.float32) if one is None else one
+                for part, one in zip(parts, results, strict=True)
+            ]
+            first = failures[0].__cause__ or failures[0]
+            raise BatchError(str(first), np.concatenate(whole)) from first
+        return [one for one in results if one is not None]
 
     def _helpers(self) -> ThreadPoolExecutor:
         """Threads beside the caller's own, begun when first needed, and anew in a forked child."""
@@ -222,6 +230,39 @@ class OnnxModel:
                 pool = ThreadPoolExecutor(max(1, self.n_parallel - 1), "cexnn-model")
                 self._pool = os.getpid(), pool
             return self._pool[1]
+
+    def _run_or_halve(self, inputs: ModelInputs) -> NDArray[np.float32]:
+        """Logits of a padded batch, in halves where the device has not the memory for the whole.
+
+        What was too much is remembered: later batches of its size are halved before they are tried.
+        """
+        n, width = inputs.input_ids.shape
+        middle = n // 2 // (1 + width % 2) * (1 + width % 2)  # an odd width wants even rows
+        if not middle or inputs.input_ids.size < self._too_much:
+            try:
+                return self._run(inputs)
+            except Exception as error:
+                if not middle or not _is_out_of_memory(error):
+                    raise
+                self._too_much = min(self._too_much, inputs.input_ids.size)
+                logger.warning(
+                    "no memory for a batch of %d rows of %d tokens: halved (%s)", n, width, error
+                )
+        scores = np.full(n, np.nan, dtype=np.float32)
+        failures: list[BaseException] = []
+        for half in (slice(0, middle), slice(middle, n)):
+            longest = int(inputs.attention_mask[half].sum(axis=1).max())
+            columns = slice(0, min(longest + longest % 2, width))
+            part = ModelInputs(*(np.ascontiguousarray(x[half, columns]) for x in inputs))
+            try:
+                scores[half] = self._run_or_halve(part)
+            except Exception as error:
+                if isinstance(error, BatchError):
+                    scores[half] = error.scores
+                failures.append(error.__cause__ or error)
+        if failures:
+            raise BatchError(str(failures[0]), scores) from failures[0]
+        return scores
 
     def _run(self, inputs: ModelInputs) -> NDArray[np.float32]:
         arrays = dict(zip(_INPUTS, inputs, strict=True))
@@ -234,6 +275,11 @@ class OnnxModel:
                 f"from {self._name}"
             )
         return logits.reshape(n).astype(np.float32, copy=False)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """ONNX Runtime has no error of its own for it."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def _narrowed(model: Path | bytes, options: Any) -> str | bytes:
@@ -257,57 +303,3 @@ def _narrowed(model: Path | bytes, options: Any) -> str | bytes:
     if isinstance(model, Path):
         options.add_session_config_entry(_DATA_FOLDER, str(model.parent))
     return bytes(proto.SerializeToString())
-
-
-def choose_providers(
-    available: Sequence[str], device: str, providers: Sequence[Any] | None
-) -> list[Any]:
-    """Choose execution providers for a device, or take those given; all must be available.
-
-    Parameters
-    ----------
-    available : sequence of str
-        What ONNX Runtime offers here.
-    device : {"auto", "cpu", "cuda"}
-        ``"auto"`` takes CUDA where it is available.
-    providers : sequence or None
-        Names, or (name, options), instead of a device.
-
-    Returns
-    -------
-    list
-        What ``InferenceSession`` takes.
-
-    Raises
-    ------
-    ValueError
-        An unknown device, no providers, or both a device and providers.
-    RuntimeError
-        A device or provider that is not available.
-
-    Examples
-    --------
-    >>> choose_providers(["CPUExecutionProvider"], "auto", None)
-    ['CPUExecutionProvider']
-    """
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {device!r}")
-    if providers is None:
-        if device == "cuda" and _CUDA not in available:
-            raise RuntimeError(
-                f"device='cuda': this ONNX Runtime has only {list(available)}; for CUDA run: "
-                "pip uninstall onnxruntime, then pip install 'cexnn[gpu]'"
-            )
-        return [_CUDA, _CPU] if device != "cpu" and _CUDA in available else [_CPU]
-    if device != "auto":
-        raise ValueError(f"providers: expected a device or providers, got both (device={device!r})")
-    if isinstance(providers, str) or len(providers) == 0:
-        raise ValueError(f"providers: expected a list of execution providers, got {providers!r}")
-    absent = [p for p in map(_provider_name, providers) if p not in available]
-    if absent:
-        raise RuntimeError(f"providers: {absent} not among {list(available)} of this ONNX Runtime")
-    return list(providers)
-
-
-def _provider_name(provider: Any) -> str:
-    return str(provider if isinstance(provider, str) else provider[0])

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn.checks import check_int
-from cexnn.cross_encoder.onnx_session import OnnxModel
+from cexnn.cross_encoder.onnx_session import BatchError, OnnxModel
 from cexnn.cross_encoder.pair_batches import (
     PackedBatch,
     PairTokens,
@@ -165,6 +165,8 @@ class PairModel:
                 try:
                     scores[positions] = self.run(self.pack(pairs, positions, width))
                 except Exception as error:
+                    if isinstance(error, BatchError):
+                        scores[positions] = error.scores[: len(positions)]
                     row, item = (int(x[positions[0]]) for x in (rows, pairs.item_ids))
                     raise ScorerError(
                         f"the model failed on a batch of {len(positions)} pairs that starts with "
@@ -211,10 +213,10 @@ class PairModel:
 
         Raises
         ------
-        Exception
-            What ONNX Runtime raises.
+        BatchError
+            The model failed on some of the pairs; ``scores`` holds those of the others.
         """
-        parts = split_batch(batch, self._model.n_parallel)
+        parts = split_batch(batch, self._n_parts(batch))
         scores = np.concatenate(self._model.run_all(parts))[: len(batch.lengths)]
         self._count(
             n_pairs=len(batch.lengths),
@@ -225,6 +227,14 @@ class PairModel:
             n_truncated_items=batch.n_truncated_items,
         )
         return scores
+
+    def _n_parts(self, batch: PackedBatch) -> int:
+        """As many as threads, or so many times more that none is larger than a thread likes."""
+        if not self._model.on_cpu:
+            return 1
+        n_threads = self._model.n_parallel
+        tokens = batch.inputs.input_ids.size
+        return n_threads * max(1, round(tokens / (_BATCH_TOKENS_A_THREAD * n_threads)))
 
     def _count(self, **counts: int) -> None:
         with self._lock:
