@@ -30,6 +30,12 @@ class Transposed {
     }
   }
 
+  // Keeps the rows' starts alone: the view's indices and values are gone.
+  void forget_entries() {
+    indices_ = {};
+    values_ = {};
+  }
+
   CsrView view() const { return {rows_, cols_, indptr_.data(), indices_.data(), values_.data()}; }
 
  private:

@@ -48,7 +48,7 @@ def test_rows_of_every_length_match_the_definition(d, with_prior, device):
     rows = Rows(d, [*SIZES, d - 1, d, d + 1, 150], 700, d, with_prior)
     found = rows.solve(float(d), device)
     # Condition numbers up to about ten, and rounding to 6e-8.
-    assert rows.errors(found, float(d)).max() < 5e-6
+    assert rows.errors(found, float(d)).max() < 2e-6
     assert found[0].tolist() == ([0.0] * d if rows.prior is None else rows.prior[0].tolist())
 
 
@@ -64,12 +64,12 @@ def test_rows_of_every_length_match_the_definition(d, with_prior, device):
 )
 def test_rows_of_many_factors_match_the_definition(d, sizes, device):
     rows = Rows(d, sizes, 400, d)
-    assert rows.errors(rows.solve(float(d), device), float(d)).max() < 5e-6
+    assert rows.errors(rows.solve(float(d), device), float(d)).max() < 2e-6
 
 
 def test_a_system_of_a_thousand_factors(device):
     rows = Rows(0, [1027], 1027, 1024)
-    assert rows.errors(rows.solve(1024.0, device), 1024.0).max() < 5e-6
+    assert rows.errors(rows.solve(1024.0, device), 1024.0).max() < 2e-6
 
 
 @pytest.mark.parametrize(("d", "n"), [(20, 1025), (3, 2049), (1, 5000), (2, 66_000)])

@@ -241,6 +241,7 @@ class CudaAlsSolver final : public AlsSolver {
         transposed_(transpose(problem.scores, stream_)),
         cols_(transposed_.view(), problem.col_prior, problem.col_regularization, stream_) {
     stream_.wait();
+    transposed_.forget_entries();  // they are on the device
   }
 
   void step(MatrixView<float> row_factors, MatrixView<float> col_factors) const override {
