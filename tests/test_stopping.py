@@ -5,7 +5,8 @@ import pytest
 from scipy.sparse import csr_array
 
 from cexnn import Index, ScorerError, _core, reference
-from cexnn.schedule import confident, round_sizes
+from cexnn.confidence import Confidence, confident
+from cexnn.schedule import round_sizes
 
 MODEL = {
     "factor_variance": 0.7,
@@ -122,17 +123,46 @@ def test_posterior_refuses_what_it_cannot_answer(device):
 def test_confident_by_hand():
     found = np.float32([[3, 1, 2, -np.inf]] * 4)
     means = np.float32([[2, 2], [-2, -2], [-2, np.nan], [-9, -9]])
-    variances = np.full((4, 2), 4 / 9, np.float32)  # widened: a deviation of 1
-    # Two items at the second best, 2: one is expected to beat it. At -2, four deviations below,
-    # 6e-5 are; the third best is 1, three deviations above -2: 2.7e-3 are, of two items.
-    assert confident(means, variances, found, 2).tolist() == [False, True, True, True]
-    assert confident(np.float32([[-1, 0]] * 4), variances, found, 3).tolist() == [False] * 4
-    assert confident(np.float32([[-1.2]]), variances[:1, :1], found[:1], 3).tolist() == [True]
-    assert confident(np.float32([[-0.9]]), variances[:1, :1], found[:1], 1).tolist() == [True]
-    assert confident(np.float32([[0.6]]), variances[:1, :1], found[:1], 1).tolist() == [True]
-    assert confident(np.float32([[0.7]]), variances[:1, :1], found[:1], 1).tolist() == [False]
+    variances, usual = np.ones((4, 2), np.float32), np.ones(4)
+    # Two items at the second best, 2: one is expected to beat it. Of one at -2, four deviations
+    # below, 7e-4 are: 0.95 * 3e-5 and, strayed, 0.05 * 1.3e-2. 2 * 0.0035 may.
+    assert confident(means, variances, found, 2, usual).tolist() == [False, True, True, True]
+    near = np.float32([[-1, 0]] * 4)
+    assert confident(near, variances, found, 3, usual).tolist() == [False] * 4
+    # Of one item three deviations below the best, 3.7e-3 are; 3.05 below, 3.3e-3.
+    for mean, surprise, enough in (
+        (-0.05, 1, True),
+        (0, 1, False),
+        (-3.1, 2, True),
+        (-3, 2, False),
+    ):
+        sure = confident(
+            np.float32([[mean]]), variances[:1, :1], found[:1], 1, np.array([surprise])
+        )
+        assert sure.tolist() == [enough]
     for k in (4, 5):  # fewer were scored
-        assert not confident(np.full((4, 2), -99, np.float32), variances, found, k).any()
+        far = np.full((4, 2), -99, np.float32)
+        assert not confident(far, variances, found, k, usual).any()
+
+
+def test_a_query_that_surprises_is_not_believed():
+    confidence, rows = Confidence(4), np.array([1, 3])  # the others have stopped
+    ids = np.int32([[5, 9, 7, -1]] * 2)
+    means, variances = np.float32([[4, 3, -9, np.nan]] * 2), np.float32([[1, 4, 1, np.nan]] * 2)
+    scored, found = np.int32([[2, -1, -1]] * 2), np.float32([[0.5, -np.inf, -np.inf]] * 2)
+    assert not confidence.judge(rows, ids, means, variances, scored, found, 1).any()
+    # Of query 1 the scores are as foretold; those of query 3 are 60 deviations away, twice.
+    scored = np.int32([[2, 9, 5]] * 2)
+    found = np.float32([[0.5, 3, 4], [0.5, -117, 64]])
+    shortlist = np.int32([[7, -1, -1, -1]] * 2)
+    means[:, 0], variances[:, 0] = [0.8, 60.8], 1  # 3.2 deviations below the best
+    means[:, 1:] = np.nan
+    told = (shortlist, means, variances, scored, found, 1)
+    assert confidence.judge(rows, *told).tolist() == [True, False]
+    # Told nothing new, it has not changed its mind; each surprise counts once.
+    assert confidence.judge(rows, *told).tolist() == [True, False]
+    last = (part[1:] if isinstance(part, np.ndarray) else part for part in told)
+    assert confidence.judge(rows[1:], *last).tolist() == [False]
 
 
 @pytest.mark.parametrize(("budget", "rounds"), [(10, 3), (3, 10), (1, 1), (0, 2), (12, 4)])

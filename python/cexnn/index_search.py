@@ -125,8 +125,8 @@ class SearchableIndex:
         mix : float
             Weight of the prior in the factors, from 0 to 1, for ``update="least_squares"``.
         stop : "confident", optional
-            Between rounds, end a query whose unscored items are expected to hold less than a
-            hundredth of its ``k`` best; ``result.n_calls`` then varies. By default the budget is
+            Between rounds, end a query whose unscored items are expected to hold less than 0.35 %
+            of its ``k`` best; ``result.n_calls`` then varies. By default the budget is
             always spent. For an index built with scores, ``update="calibrated"``, and given the
             query embeddings if the index was built with some.
         num_threads : int, optional

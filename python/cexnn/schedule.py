@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from cexnn.checks import check_choice, check_int
 
-__all__ = ["SHORTLIST", "check_stop", "confident", "resolve_rounds", "round_sizes"]
-
-FloatArray = NDArray[np.float32]
+__all__ = ["SHORTLIST", "check_stop", "resolve_rounds", "round_sizes"]
 
 SHORTLIST = 128  # unscored items, the best by their means, that could still be among the k best
-MISSED_SHARE = 0.01  # of the k best: what a confident query may expect to be missing
-WIDENING = 1.5  # of the deviations: scores far off are more frequent than the model has them
 
 
 def resolve_rounds(rounds: int | str, budget: int, learned: Sequence[tuple[int, int]] = ()) -> int:
@@ -93,34 +87,3 @@ def check_stop(stop: object, *, calibrated: bool, in_score_units: bool, fitted_p
             "stop: expected None without query_embeddings, which this index's variances rely on"
         )
     return True
-
-
-def confident(
-    means: FloatArray, variances: FloatArray, found: FloatArray, k: int
-) -> NDArray[np.bool_]:
-    """Tell of which queries the k best are likely found.
-
-    The number of unscored items expected to score above the k-th best score found,
-    ``sum_i P(y_i > kth_best)``, is at most a hundredth of ``k``: no more than that share of the
-    exact k best is expected to be missing. Never so where fewer than ``k`` items were scored.
-
-    Parameters
-    ----------
-    means, variances : (n, c)
-        Of the scores of a shortlist of unscored items; NaN where there is none.
-    found : (n, b)
-        The scores found, in any order, filled up with minus infinity.
-    k : int
-
-    Returns
-    -------
-    (n,) bool
-    """
-    if found.shape[1] < k:
-        return np.zeros(len(found), dtype=np.bool_)
-    kth_best = np.partition(found, -k, axis=1)[:, [-k]]
-    with np.errstate(divide="ignore", invalid="ignore"):  # a certain score, at the bar: NaN
-        gaps = means.astype(np.float64) - kth_best
-        distances = gaps / (WIDENING * np.sqrt(variances.astype(np.float64)))
-    expected: NDArray[np.float64] = np.nansum(ndtr(distances), axis=1)
-    return (expected <= MISSED_SHARE * k) & np.isfinite(kth_best[:, 0])

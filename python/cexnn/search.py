@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 
 from cexnn import _core
-from cexnn.schedule import SHORTLIST, confident, resolve_rounds, round_sizes
+from cexnn.confidence import Confidence
+from cexnn.schedule import SHORTLIST, resolve_rounds, round_sizes
 from cexnn.score_csr import csr_from_pairs
 from cexnn.trace import RoundTrace, SearchTrace
 
@@ -80,7 +81,7 @@ class Session:
     n_searchable : int, optional
         Items that the searcher can return; by default all.
     stop_confident : bool
-        Whether a query whose k best are likely found spends no more; see `schedule.confident`.
+        Whether a query whose k best are likely found spends no more; see `cexnn.confidence`.
     excluded : (c,) int32, optional
         Items, among the searchable, that are not to be asked for. Each round looks at so many
         more.
@@ -119,6 +120,7 @@ class Session:
         self._num_threads = num_threads
         self._stop_confident = stop_confident
         n_queries = len(priors)
+        self._confidence = Confidence(n_queries)
         n_searchable = n_items if n_searchable is None else n_searchable
         budget = min(budget, n_searchable - len(self._excluded))
         self._sizes = round_sizes(budget, rounds) if n_queries else []
@@ -344,7 +346,15 @@ class Session:
         )
         known = self._known()
         found = np.where(known, self._units(self._scores, known), -np.inf)[self._running]
-        going = ~confident(means, variances, found, self._k)
+        going = ~self._confidence.judge(
+            self._running,
+            ids[:, :SHORTLIST],
+            means,
+            variances,
+            self._ids[self._running],
+            found,
+            self._k,
+        )
         if self._estimates is not None:
             self._estimates = self._estimates[going]
         kept = np.flatnonzero(going).astype(np.int32)
