@@ -10,7 +10,7 @@ from cexnn import _core, device
 
 def test_names():
     assert device.resolve_device("cpu") == "cpu"
-    assert device.resolve_device("auto") in ("cpu", "cuda")
+    assert device.resolve_device("auto") == "cpu"
     with pytest.raises(ValueError, match="device"):
         device.resolve_device("cuda:0")
 
@@ -40,7 +40,6 @@ def test_the_native_core_knows_its_devices():
 def test_cuda_that_is_not_there_is_refused():
     assert device.cuda_available() == _core.cuda_available()
     if not device.cuda_available():
-        assert device.resolve_device("auto") == "cpu"
         with pytest.raises(RuntimeError, match="device='cuda'"):
             device.resolve_device("cuda")
     if _core.cuda_available():

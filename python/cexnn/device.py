@@ -30,7 +30,8 @@ def resolve_device(device: str) -> str:
     Parameters
     ----------
     device : {"auto", "cpu", "cuda"}
-        ``"auto"`` takes CUDA where it is available and never raises.
+        ``"auto"`` is the CPU, and never raises: CUDA is for those who ask for it, as long as its
+        kernels have not been seen to run on a GPU.
 
     Returns
     -------
@@ -47,7 +48,7 @@ def resolve_device(device: str) -> str:
         raise ValueError(f"device: expected 'auto', 'cpu' or 'cuda', got {device!r}")
     if device == "cuda" and not cuda_available():
         raise RuntimeError("device='cuda': no CUDA device, or a build of cexnn without CUDA")
-    return "cuda" if device != "cpu" and cuda_available() else "cpu"
+    return "cuda" if device == "cuda" else "cpu"
 
 
 def resolve_num_threads(num_threads: int | None) -> int:

@@ -171,8 +171,8 @@ def device_option(function: _Function) -> _Function:
         type=click.Choice(["auto", "cpu", "cuda"]),
         default="auto",
         show_default=True,
-        help="Where to run: auto takes CUDA for the cross-encoder where ONNX Runtime has it; the "
-        "search runs on the CPU, and cuda is refused.",
+        help="Where to run: auto takes CUDA for the cross-encoder where ONNX Runtime has it, and "
+        "the CPU for the rest.",
     )(function)
 
 
