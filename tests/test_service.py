@@ -207,6 +207,32 @@ def test_a_deadline_cuts_the_search():
     assert found == {"query": QUERY, "hits": [], "n_calls": 0, "complete": False}
 
 
+def test_a_deadline_leaves_time_for_the_answer(monkeypatch):
+    retriever, given = make_retriever(), []
+    search = retriever.asearch_rows
+
+    async def noted(*arguments, **options):
+        given.append(options["deadline_ms"])
+        return await search(*arguments, **options)
+
+    monkeypatch.setattr(retriever, "asearch_rows", noted)
+    app = create_app(retriever)
+    handover = app.state.service.handover
+
+    async def conversation():
+        async with app.router.lifespan_context(app):
+            await Client(app).search(budget=4, deadline_ms=30000)
+            learned, handover.seconds = handover.seconds, 20.0
+            await Client(app).search(budget=4, deadline_ms=30000)
+            return learned
+
+    learned = asyncio.run(conversation())
+    assert 0 < learned <= 0.1
+    assert given[0] < 30000
+    assert given[1] <= 10000
+    assert handover.seconds == 0.1  # one hold-up is not believed for longer
+
+
 BAD_BODIES = [
     ({"queries": []}, "queries", "at least 1"),
     ({"queries": "copy"}, "queries", "valid list"),

@@ -138,7 +138,13 @@ def create_app(
         redoc_url=None,
     )
     app.state.service = service
-    app.add_middleware(Gate, limits=service.limits, token=token, metrics=service.metrics)
+    app.add_middleware(
+        Gate,
+        limits=service.limits,
+        token=token,
+        metrics=service.metrics,
+        handover=service.handover,
+    )
     app.add_exception_handler(ServiceError, errors.from_service)
     app.add_exception_handler(RequestValidationError, errors.from_validation)
     app.add_exception_handler(HTTPException, errors.from_http)
@@ -162,7 +168,9 @@ def _add_work(app: FastAPI, service: Service, bearer: Sequence[params.Depends]) 
     )
     async def search(request: Request, body: SearchRequest) -> SearchAnswer:
         """Find each query's best items, by the cross-encoder, for at most `budget` calls."""
-        return await while_connected(request, service.search(body, request.state.started))
+        work = service.search(body, request.state.started)
+        answer, request.state.found = await while_connected(request, work)
+        return answer
 
     async def rerank(request: Request, body: RerankRequest) -> RerankAnswer | list[RankedText]:
         """Sort texts by the cross-encoder's score for a query, best first.

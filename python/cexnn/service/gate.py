@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cexnn.service.disconnect import ClientLeftError
 from cexnn.service.errors import ServiceError
+from cexnn.service.handover import Handover
 from cexnn.service.limits import Limits
 from cexnn.service.metrics import Metrics
 
@@ -39,12 +40,21 @@ class Gate:
         What clients send as ``Authorization: Bearer ...``; None for no token.
     metrics : Metrics
         Where requests are counted.
+    handover : Handover
+        What learns the time from ``state.found``, the end of a search, until the answer is sent.
     """
 
     def __init__(
-        self, app: ASGIApp, *, limits: Limits, token: str | None, metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        token: str | None,
+        metrics: Metrics,
+        handover: Handover,
     ) -> None:
         self._app, self._limits, self._metrics = app, limits, metrics
+        self._handover = handover
         self._token = None if token is None else token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -79,6 +89,8 @@ class Gate:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.request(route, status, time.perf_counter() - start)
+            if "found" in scope["state"]:
+                self._handover.learn(time.monotonic() - scope["state"]["found"])
 
     def _check_token(self, scope: Scope) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"

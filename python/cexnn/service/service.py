@@ -20,6 +20,7 @@ from cexnn.service.admission import Admission
 from cexnn.service.answers import found, shown_score
 from cexnn.service.checked import checked_search, checked_texts
 from cexnn.service.errors import ServiceError
+from cexnn.service.handover import Handover
 from cexnn.service.limits import Limits
 from cexnn.service.metrics import Metrics, Reading
 from cexnn.service.schemas import (
@@ -49,6 +50,8 @@ class Service:
         What clients may ask for.
     metrics : Metrics
         What was done.
+    handover : Handover
+        What answers take on their way out.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Service:
         self.metrics = Metrics(self._readings)
         self._serving = Serving(retriever)
         self._load, self._model = reload, model
+        self.handover = Handover()
         self._admission = Admission(limits.max_pending_pairs)
         self._reloading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
@@ -75,8 +79,14 @@ class Service:
         """Whether searches are taken."""
         return not self._serving.engine.closed
 
-    async def search(self, body: SearchRequest, started: float) -> SearchAnswer:
-        """Answer a search request that arrived at ``started``, by the monotonic clock."""
+    async def search(self, body: SearchRequest, started: float) -> tuple[SearchAnswer, float]:
+        """Answer a search request that arrived at ``started``, by the monotonic clock.
+
+        Returns
+        -------
+        answer, found
+            What to send, and when the search was over, by that clock.
+        """
         question = checked_search(body, self.limits)
         serving = self._serving
         retriever = serving.retriever
@@ -85,8 +95,9 @@ class Service:
             try:
                 serving.engine.check_room()
                 deadline = body.deadline_ms
-                if deadline is not None:  # what was spent on the way here counts
-                    deadline = max(1e-3, deadline - (time.monotonic() - started) * 1e3)
+                if deadline is not None:  # the way here counts, and the way back
+                    spent = time.monotonic() - started + self.handover.seconds
+                    deadline = max(1e-3, deadline - spent * 1e3)
                 result = await retriever.asearch_rows(
                     body.queries,
                     question.k,
@@ -103,8 +114,9 @@ class Service:
                 raise _failed(error, body, question.k, retriever) from error
             except ValueError as error:
                 raise ServiceError.from_value_error(error) from error
+        over = time.monotonic()
         self.metrics.searched(result.complete.tolist(), int(result.n_calls.sum()))
-        return SearchAnswer(results=found(body, question.k, retriever, result))
+        return SearchAnswer(results=found(body, question.k, retriever, result)), over
 
     async def rerank(self, body: RerankRequest) -> RerankAnswer | list[RankedText]:
         """Answer a rerank request."""
