@@ -622,6 +622,54 @@ def test_any_texts_are_scored_beside_the_items(bound):
     assert found[3].shape == (0,)
 
 
+def test_a_pair_that_the_model_fails_on_costs_only_itself(bound, monkeypatch):
+    model, calls = bound.model._model, []
+    run = model._run
+
+    def runs(inputs):
+        calls.append(len(inputs.input_ids))
+        if inputs.attention_mask.sum(axis=1).max() > 50:  # that pair, alone or beside others
+            raise MemoryError("out of memory")
+        return run(inputs)
+
+    async def together(engine):
+        calls = [
+            engine.score(["why"], ids(0, 0), ids(1, 2)),
+            engine.score(["word " * 40, "why"], ids(1, 0, 1), ids(3, 22, 4)),
+            engine.score(["how"], ids(0), ids(5)),
+        ]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    expected = bound(["why", "how"], ids(0, 0, 0, 0, 1), ids(1, 2, 3, 4, 5))
+    too_much = model._too_much
+    monkeypatch.setattr(model, "_run", runs)
+    with ScoringEngine(bound, max_wait_ms=200, cache_pairs=100) as engine:
+        first, bad, last = asyncio.run(together(engine))
+        stats = engine.stats
+        known = engine(["why"], ids(0, 0), ids(3, 4))  # paid for, though its batch failed
+        assert engine.stats.n_batches == stats.n_batches == 1
+    model._too_much = too_much
+    assert (stats.n_pairs, stats.n_failed_batches) == (5, 1)
+    np.testing.assert_allclose(first, expected[:2], atol=1e-4)
+    np.testing.assert_allclose(last, expected[4:], atol=1e-4)
+    np.testing.assert_allclose(known, expected[2:4], atol=1e-4)
+    assert isinstance(bad, ScorerError)
+    assert (bad.row, bad.item) == (0, 22)
+    assert isinstance(bad.__cause__, MemoryError)
+    np.testing.assert_allclose(bad.scores[[0, 2]], expected[2:4], atol=1e-4)
+    assert np.isnan(bad.scores[1])
+
+
+def test_an_infinite_score_is_none(bound, monkeypatch):
+    def runs(inputs):
+        return np.full(len(inputs.input_ids), np.inf, dtype=np.float32)
+
+    monkeypatch.setattr(bound.model._model, "_run", runs)
+    with ScoringEngine(bound) as engine, pytest.raises(ScorerError) as caught:
+        engine(["why"], ids(0, 0), ids(3, 4))
+    assert np.isnan(caught.value.scores).all()
+
+
 def test_texts_need_a_cross_encoder(gate):
     with ScoringEngine(gate) as engine:
         assert not engine.scores_texts

@@ -166,7 +166,7 @@ class PairModel:
                     scores[positions] = self.run(self.pack(pairs, positions, width))
                 except Exception as error:
                     if isinstance(error, BatchError):
-                        scores[positions] = error.scores[: len(positions)]
+                        scores[positions] = error.scores
                     row, item = (int(x[positions[0]]) for x in (rows, pairs.item_ids))
                     raise ScorerError(
                         f"the model failed on a batch of {len(positions)} pairs that starts with "
@@ -217,7 +217,11 @@ class PairModel:
             The model failed on some of the pairs; ``scores`` holds those of the others.
         """
         parts = split_batch(batch, self._n_parts(batch))
-        scores = np.concatenate(self._model.run_all(parts))[: len(batch.lengths)]
+        try:
+            scores = np.concatenate(self._model.run_all(parts))[: len(batch.lengths)]
+        except BatchError as error:
+            error.scores = error.scores[: len(batch.lengths)]
+            raise
         self._count(
             n_pairs=len(batch.lengths),
             n_batches=1,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.cross_encoder.onnx_session import BatchError
 from cexnn.engine.pair_cache import PairCache
 from cexnn.engine.report import BatchReport, EngineStats
 from cexnn.engine.submission import Part, Submission
@@ -55,12 +56,19 @@ class Flight:
     def obtained(self) -> FloatArray:
         """Return the scores, NaN where there is none; some of a failed batch may be there."""
         scores = self.scores
-        if scores is None and isinstance(self.error, ScorerError):
+        if scores is None and isinstance(self.error, ScorerError | BatchError):
             scores = self.error.scores
         n = self.batch.n_pairs
         if scores is None or len(scores) != n:
             return np.full(n, np.nan, dtype=np.float32)
-        return scores
+        return np.where(np.isfinite(scores), scores, np.float32(np.nan))
+
+    @property
+    def reason(self) -> BaseException | None:
+        """What went wrong in the scorer itself, if it raised."""
+        if isinstance(self.error, ScorerError | BatchError):
+            return self.error.__cause__
+        return self.error
 
     def note(self, one: Submission, positions: NDArray[np.int64]) -> None:
         """Note the batch in the trace of one of its callers."""

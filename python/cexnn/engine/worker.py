@@ -19,7 +19,7 @@ from cexnn.engine.rate import Rate
 from cexnn.engine.report import EngineObserver, EngineStats
 from cexnn.engine.submission import Submission
 from cexnn.engine.waiting import Batch, WaitingPairs
-from cexnn.scorer import FloatArray, ScorerError
+from cexnn.scorer import FloatArray
 
 __all__ = ["EngineBusyError", "Worker"]
 
@@ -305,13 +305,10 @@ class Worker:
         """Let the caller know of a failure, once none of its pairs is on its way any more."""
         self._drop(one)
         bad = positions[~np.isfinite(one.scores[positions])]
-        cause = flight.error
-        if isinstance(cause, ScorerError):  # its words have the batch's numbers of the queries
-            cause = cause.__cause__
-        one.fail(
+        one.fail(  # a ScorerError's own words have the batch's numbers of the queries
             f"the scorer failed on a batch of {flight.batch.n_pairs} pairs: "
-            f"{cause or 'it returned no finite score'}",
-            cause,
+            f"{flight.reason or 'it returned no finite score'}",
+            flight.reason or flight.error,
             int(bad[0]),
         )
 
