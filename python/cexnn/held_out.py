@@ -23,6 +23,7 @@ FloatArray = NDArray[np.float32]
 CHOICE_SCORES = 64  # of a held-out query, the same for all that is to be chosen from
 SCORE_MAP_QUERIES = 400  # at most, to fit what judges the score map by
 SCORE_MAP_GAIN = 1 / 3  # nats a held-out score; for less, a map brings no recall to speak of
+QUERY_MAP_GAIN = 1e-3  # nats a held-out score; scores that are noise gain up to 1e-4 by chance
 
 
 def choose_score_map(
@@ -100,7 +101,8 @@ def choose_form(
     factors, query_map = trial.make(chosen), None
     if mappable:
         found = trial.query_map(chosen, factors)
-        if fit(factors, found, max_scores=CHOICE_SCORES)[1] < losses[chosen]:
+        mapped = fit(factors, found, max_scores=CHOICE_SCORES)[1]
+        if losses[chosen] - mapped > QUERY_MAP_GAIN:
             query_map = found
     return chosen, query_map is not None, fit(factors, query_map)[0]
 

@@ -188,7 +188,8 @@ def _negative_log_likelihood(
     ``T^-1`` is ``1 / (first + last - diagonal)`` with the pivots from either end.
     """
     factor, scale, shift, noise = variances
-    diagonal, beside = factor * systems.diagonal + noise, factor * systems.beside[:-1]
+    n_beside = max(1, len(systems.beside) - 1)  # LAPACK's wrapper wants one even beside one entry
+    diagonal, beside = factor * systems.diagonal + noise, factor * systems.beside[:n_beside]
     pivots, below, _ = lapack.dpttrf(diagonal, beside)
     reverse, _, _ = lapack.dpttrf(diagonal[::-1], beside[::-1])
     trace = (1.0 / (pivots + reverse[::-1] - diagonal)).sum()
