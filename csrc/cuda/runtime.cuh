@@ -305,6 +305,18 @@ T fetch(const T* from, const Stream& stream) {
   return value;
 }
 
+// Allows the kernel all the dynamic shared memory that its static arrays leave: never less than a
+// launch of the same kernel by another thread needs at the same time.
+inline void allow_shared_memory(const void* kernel) {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
+  const std::int64_t most = device_properties().shared_bytes_a_block -
+                            static_cast<std::int64_t>(attributes.sharedSizeBytes);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(most)),
+        "cudaFuncSetAttribute");
+}
+
 // Puts a kernel on the stream; an empty grid is no work. More than 48 KiB of shared memory is
 // allowed for as needed.
 template <typename... Parameters, typename... Arguments>
@@ -312,11 +324,7 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::size_t sh
             const Stream& stream, Arguments&&... arguments) {
   constexpr std::size_t kAllowed = 40 * 1024;  // the kernel's static arrays count among the 48
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  if (shared_bytes > kAllowed)
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)),
-          "cudaFuncSetAttribute");
+  if (shared_bytes > kAllowed) allow_shared_memory(reinterpret_cast<const void*>(kernel));
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;

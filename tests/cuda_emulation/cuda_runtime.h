@@ -117,6 +117,12 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
 
+struct cudaFuncAttributes {
+  std::size_t sharedSizeBytes = 0;  // of static arrays
+  int maxDynamicSharedSizeBytes = 0;
+};
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel);
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute name, int value);
 
 namespace cuda_emulation {

@@ -37,8 +37,14 @@ struct Event {
 namespace {
 
 constexpr int kSharedBytesMax = 227 * 1024, kSharedBytesUnasked = 48 * 1024;
+constexpr int kSharedBytesStatic = 2048;  // taken for every kernel's
 
 std::map<const void*, int> shared_bytes_allowed;
+
+int allowed_to(const void* kernel) {
+  const auto found = shared_bytes_allowed.find(kernel);
+  return found == shared_bytes_allowed.end() ? kSharedBytesUnasked : found->second;
+}
 
 std::string readable(const char* type) {
   int status = 0;
@@ -112,9 +118,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const c
       grid.z == 0 || grid.x > 0x7fffffffU || grid.y > 65535 || grid.z > 65535 ||
       config.numAttrs != 0)
     return cudaErrorInvalidConfiguration;
-  const auto allowed = shared_bytes_allowed.find(kernel);
-  const int most = allowed == shared_bytes_allowed.end() ? kSharedBytesUnasked : allowed->second;
-  if (config.dynamicSmemBytes > static_cast<std::size_t>(most)) return cudaErrorInvalidValue;
+  if (config.dynamicSmemBytes > static_cast<std::size_t>(allowed_to(kernel)))
+    return cudaErrorInvalidValue;
   return put(config.stream, [config, name, thread = std::move(thread)] {
     try {
       run_grid(config, thread);
@@ -241,9 +246,15 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
   return cudaSuccess;
 }
 
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  const Lock lock(device_mutex);
+  *attributes = {kSharedBytesStatic, allowed_to(kernel)};
+  return cudaSuccess;
+}
+
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute, int value) {
   const Lock lock(device_mutex);
-  if (value > kSharedBytesMax) return cudaErrorInvalidValue;
+  if (value > kSharedBytesMax - kSharedBytesStatic) return cudaErrorInvalidValue;
   shared_bytes_allowed[kernel] = value;
   return cudaSuccess;
 }

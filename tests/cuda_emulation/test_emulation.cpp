@@ -229,7 +229,11 @@ void test_launches() {
   };
   expect(launch_with(0, 1, 0).empty(), "an empty grid is no work");
   expect(launch_with(1, 1, 200 * 1024).empty(), "much shared memory");
-  expect(contains(launch_with(1, 1, 228 * 1024), "cudaFuncSetAttribute"), "too much of it");
+  expect(contains(launch_with(1, 1, 228 * 1024), "cudaLaunchKernelEx"), "too much of it");
+  expect(launch_with(1, 1, 50 * 1024).empty(), "less of it");
+  cudaFuncAttributes attributes;
+  cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(write_at_kernel));
+  expect(attributes.maxDynamicSharedSizeBytes >= 200 * 1024, "a launch takes none from others");
   expect(contains(launch_with(1, 1025, 0), "invalid configuration"), "too many threads");
   expect(contains(launch_with(dim3(1, 65536), 1, 0), "invalid configuration"), "too many blocks");
 }
