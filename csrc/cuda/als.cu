@@ -247,6 +247,7 @@ class CudaAlsSolver final : public AlsSolver {
   void step(MatrixView<float> row_factors, MatrixView<float> col_factors) const override {
     const MatrixView<const float> cols{col_factors.data, col_factors.rows, col_factors.cols};
     check_shapes(problem_, {row_factors.data, row_factors.rows, row_factors.cols}, cols);
+    const OnFirstDevice device;
     const std::lock_guard<std::mutex> lock(mutex_);
     const std::int64_t d = cols.cols, n_rows = row_factors.rows * d, n_cols = cols.rows * d;
     float* row_out = output_on_device(row_factors.data, n_rows, rows_.factors);
@@ -262,6 +263,7 @@ class CudaAlsSolver final : public AlsSolver {
   double objective(MatrixView<const float> row_factors,
                    MatrixView<const float> col_factors) const override {
     check_shapes(problem_, row_factors, col_factors);
+    const OnFirstDevice device;
     const std::lock_guard<std::mutex> lock(mutex_);
     const float* rows = to_device(row_factors, rows_.factors, stream_).data;
     const float* cols = to_device(col_factors, cols_.factors, stream_).data;
@@ -308,6 +310,7 @@ class CudaAlsSolver final : public AlsSolver {
 
 void ridge(const RidgeProblem& problem, MatrixView<float> out) {
   check_shapes(problem, out);
+  const OnFirstDevice device;
   const Stream stream;
   const DeviceCsr scores(problem.scores, stream);
   DeviceBuffer<float> factors, prior, storage;
@@ -324,6 +327,7 @@ void ridge(const RidgeProblem& problem, MatrixView<float> out) {
 }
 
 std::unique_ptr<AlsSolver> make_als_solver(const AlsProblem& problem) {
+  const OnFirstDevice device;
   return std::make_unique<CudaAlsSolver>(problem);
 }
 

@@ -165,6 +165,7 @@ void pack_pairs(const TokenLists& queries, const TokenLists& items,
                 MatrixView<std::int64_t> token_type_ids) {
   check_shapes(queries, items, rows, item_ids, format, input_ids, attention_mask, token_type_ids);
   check_ends(format.constants, "constants");
+  const OnFirstDevice device;
   thread_local Workspace space;
   const Stream& stream = space.stream;
   const TokenLists& constants = format.constants;

@@ -5,9 +5,8 @@ namespace cexnn::cuda {
 namespace {
 
 int attribute(cudaDeviceAttr name) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&value, name, device), "cudaDeviceGetAttribute");
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, name, 0), "cudaDeviceGetAttribute");
   return value;
 }
 
@@ -32,14 +31,19 @@ bool available() noexcept {
 
 std::shared_ptr<void> allocate(std::int64_t bytes) {
   if (!available()) throw std::runtime_error("device 'cuda': no CUDA device");
+  const OnFirstDevice device;
   void* data = DeviceMemory::allocate(static_cast<std::size_t>(bytes > 0 ? bytes : 1));
   return {data, &DeviceMemory::release};
 }
 
-void wait_for_default_stream() { check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize"); }
+void wait_for_default_stream() {
+  const OnFirstDevice device;
+  check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
+}
 
 void copy_bytes(const void* from, void* to, std::int64_t bytes) {
   if (bytes == 0) return;
+  const OnFirstDevice device;
   check(cudaMemcpy(to, from, static_cast<std::size_t>(bytes), cudaMemcpyDefault), "cudaMemcpy");
   wait_for_default_stream();  // cudaMemcpy may return once a host's array is read
 }

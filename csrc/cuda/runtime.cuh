@@ -38,7 +38,26 @@ inline void check(cudaError_t status, const char* call) {
   throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status));
 }
 
-// What the kernels' shapes depend on, of the current device.
+// While one exists, the calling thread's device is CUDA's first (CUDA_VISIBLE_DEVICES says which
+// one that is), where all memory, streams and kernels here are; another library may have chosen
+// another.
+class OnFirstDevice {
+ public:
+  OnFirstDevice() {
+    check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (before_ != 0) check(cudaSetDevice(0), "cudaSetDevice");
+  }
+  OnFirstDevice(const OnFirstDevice&) = delete;
+  OnFirstDevice& operator=(const OnFirstDevice&) = delete;
+  ~OnFirstDevice() {
+    if (before_ != 0) cudaSetDevice(before_);
+  }
+
+ private:
+  int before_ = 0;
+};
+
+// What the kernels' shapes depend on.
 struct DeviceProperties {
   int multiprocessors = 0;
   int compute_capability = 0;             // 90 for 9.0

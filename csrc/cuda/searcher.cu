@@ -63,6 +63,7 @@ class CudaSearcher final : public Searcher {
                  MatrixView<float> means_out, MatrixView<float> variances_out) const override {
     if (!model.centred) throw std::invalid_argument("model: expected a centred one");
     if (items.rows != priors.rows) throw std::invalid_argument("items: expected (n_queries, c)");
+    const OnFirstDevice device;
     std::vector<std::int32_t> storage;
     const std::int32_t* asked = on_host(items.data, items.rows * items.cols, storage, stream_);
     for (std::int64_t e = 0; e < items.rows * items.cols; ++e)
@@ -86,6 +87,7 @@ class CudaSearcher final : public Searcher {
 
   void top_items(MatrixView<const float> queries, const CsrView& seen, int,
                  MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const override {
+    const OnFirstDevice device;
     const Workspaces::Loan loan = workspaces_.lend();
     Workspace& ws = *loan;
     const HostCsr rows(seen, ws.stream);
@@ -163,6 +165,7 @@ class CudaSearcher final : public Searcher {
   template <typename Work>
   void for_each_part(const CsrView& known, MatrixView<const float> priors, SearchState* state,
                      const Work& work) const {
+    const OnFirstDevice device;
     const Workspaces::Loan loan = workspaces_.lend();
     Workspace& ws = *loan;
     const HostCsr rows(known, ws.stream);
@@ -273,6 +276,7 @@ class CudaSearcher final : public Searcher {
 std::unique_ptr<Searcher> make_searcher(MatrixView<const float> item_factors,
                                         VectorView<const float> item_offsets,
                                         const CompactItems& compact) {
+  const OnFirstDevice device;
   return std::make_unique<CudaSearcher>(item_factors, item_offsets, compact);
 }
 

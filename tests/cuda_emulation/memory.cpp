@@ -25,6 +25,11 @@ std::uint64_t number_from(const char* variable, std::uint64_t otherwise) {
   return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
 }
 
+int& current_device() {
+  thread_local int device = static_cast<int>(number_from("CUDA_EMULATION_DEVICE", 0));
+  return device;
+}
+
 Memory& memory() {
   static Memory* const whole = new Memory;  // outlives every static that frees from it
   return *whole;

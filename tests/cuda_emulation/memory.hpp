@@ -10,6 +10,10 @@ namespace cuda_emulation {
 // A number from the environment.
 std::uint64_t number_from(const char* variable, std::uint64_t otherwise);
 
+// The calling thread's device, CUDA_EMULATION_DEVICE at first. Only the first has memory, streams
+// and kernels; 1 is there to be in the way.
+int& current_device();
+
 constexpr std::size_t kGuardBytes = 256;
 constexpr std::uint32_t kGuard = 0xfffdc0de;  // NaN as a float and as two of double's words
 inline char guard_byte(std::size_t at) { return static_cast<char>(kGuard >> 8 * (at % 4)); }

@@ -35,6 +35,8 @@ const char* cudaGetErrorString(cudaError_t status) {
       return "out of memory";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorInvalidResourceHandle:
+      return "invalid resource handle";
     case cudaErrorNotReady:
       return "device not ready";
     case cudaErrorLaunchFailure:
@@ -48,16 +50,20 @@ const char* cudaGetErrorString(cudaError_t status) {
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 cudaError_t cudaGetDeviceCount(int* n) {
-  *n = 1;
+  *n = 2;
   return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current_device();
   return cudaSuccess;
 }
 
-cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidValue; }
+cudaError_t cudaSetDevice(int device) {
+  if (device != 0 && device != 1) return cudaErrorInvalidValue;
+  current_device() = device;
+  return cudaSuccess;
+}
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) {
   switch (name) {
@@ -82,6 +88,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) {
 
 cudaError_t cudaMalloc(void** data, std::size_t bytes) {
   const Lock lock(device_mutex);
+  if (current_device() != 0) return cudaErrorInvalidResourceHandle;
   if (n_capturing > 0) return cudaErrorStreamCaptureUnsupported;
   *data = memory().allocate(bytes);
   return *data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;

@@ -118,6 +118,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const c
       grid.z == 0 || grid.x > 0x7fffffffU || grid.y > 65535 || grid.z > 65535 ||
       config.numAttrs != 0)
     return cudaErrorInvalidConfiguration;
+  if (current_device() != 0) return cudaErrorInvalidResourceHandle;
   if (config.dynamicSmemBytes > static_cast<std::size_t>(allowed_to(kernel)))
     return cudaErrorInvalidValue;
   return put(config.stream, [config, name, thread = std::move(thread)] {
@@ -143,6 +144,7 @@ cudaError_t cudaDeviceSynchronize() {
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   const Lock lock(device_mutex);
+  if (current_device() != 0) return cudaErrorInvalidResourceHandle;
   *stream = new Stream;
   streams().insert(*stream);
   return cudaSuccess;

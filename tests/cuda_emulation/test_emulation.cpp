@@ -238,6 +238,24 @@ void test_launches() {
   expect(contains(launch_with(dim3(1, 65536), 1, 0), "invalid configuration"), "too many blocks");
 }
 
+void test_devices() {
+  cudaSetDevice(1);
+  expect(contains(message_of([] { DeviceBuffer<char> none(1); }), "invalid resource handle"),
+         "nothing lies on another device");
+  expect(message_of([] {
+           const OnFirstDevice device;
+           const Stream stream;
+           const DeviceBuffer<float> values = uploaded<float>({1.0F}, stream);
+           launch(add_kernel, 1, 1, 0, stream, values.data(), 2.0F);
+           expect(downloaded(values, stream)[0] == 3.0F, "kernels run on the first device");
+         }).empty(),
+         "whatever device the thread had");
+  int device = 0;
+  cudaGetDevice(&device);
+  expect(device == 1, "the thread has its device again");
+  cudaSetDevice(0);
+}
+
 void test_rounding() {
   bool exact = true;
   for (unsigned bits = 0; bits < 65536; ++bits) {
@@ -266,6 +284,7 @@ int main() {
   test_streams();
   test_warps();
   test_launches();
+  test_devices();
   test_rounding();
   if (n_failed == 0) std::puts("the CUDA emulation works");
   return n_failed == 0 ? 0 : 1;
