@@ -9,7 +9,8 @@ namespace cexnn {
 enum class Device { cpu, cuda };
 
 namespace cuda {
-// Whether this build has CUDA code and a device to run it on. Never throws.
+// Whether this build has CUDA code and a device to run it on: CUDA's first, if its compute
+// capability is 7.5 or above. Never throws.
 bool available() noexcept;
 
 // Uninitialised device memory, freed with its last owner. Throws std::bad_alloc, and

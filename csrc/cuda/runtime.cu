@@ -4,6 +4,8 @@
 namespace cexnn::cuda {
 namespace {
 
+constexpr int kLeastCapability = 75;  // the kernels are compiled for none below (CMakeLists.txt)
+
 int attribute(cudaDeviceAttr name) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, name, 0), "cudaDeviceGetAttribute");
@@ -23,10 +25,13 @@ DeviceProperties read_properties() {
 }  // namespace
 
 bool available() noexcept {
-  int n = 0;
-  const bool found = cudaGetDeviceCount(&n) == cudaSuccess && n > 0;
+  int n = 0, major = 0, minor = 0;
+  const bool found =
+      cudaGetDeviceCount(&n) == cudaSuccess && n > 0 &&
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0) == cudaSuccess &&
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, 0) == cudaSuccess;
   if (!found) cudaGetLastError();
-  return found;
+  return found && 10 * major + minor >= kLeastCapability;
 }
 
 std::shared_ptr<void> allocate(std::int64_t bytes) {

@@ -17,6 +17,9 @@ MAX_THREADS = 1024  # more are never started; fits the native core's int
 def cuda_available() -> bool:
     """Whether the native core was built with CUDA kernels and finds a device to run them on.
 
+    The device is CUDA's first (``CUDA_VISIBLE_DEVICES`` says which one that is), of compute
+    capability 7.5 or above.
+
     Returns
     -------
     bool

@@ -4,10 +4,12 @@
 
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <vector>
 
 #include "../../csrc/cuda/runtime.cuh"
+#include "../../csrc/device.hpp"
 
 namespace {
 
@@ -254,6 +256,11 @@ void test_devices() {
   cudaGetDevice(&device);
   expect(device == 1, "the thread has its device again");
   cudaSetDevice(0);
+  for (const char* capability : {"70", "75"}) {
+    setenv("CUDA_EMULATION_CAPABILITY", capability, 1);
+    expect(available() == (capability == std::string("75")), "what no kernel is for is of no use");
+  }
+  unsetenv("CUDA_EMULATION_CAPABILITY");
 }
 
 void test_rounding() {
