@@ -50,6 +50,7 @@ __device__ inline void score_again(Key* keys, int n, const Exact& exact, const f
     const Key key = c + group < n ? keys[c + group] : kNone;
     const std::int32_t id = key == kNone ? 0 : id_of(key);
     const float sum = dot<float>(exact.items.row(id), query, exact.items.chunks, lanes, lane);
+    __syncwarp();  // all lanes have read their keys
     if (key == kNone || lane != 0) continue;
     const float score = exact.offsets == nullptr ? sum : sum + exact.offsets[id];
     atomicMax(&bits[0], __float_as_int(fabsf(score - score_of(key))));
