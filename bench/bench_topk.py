@@ -203,6 +203,7 @@ def bench_batch(versus, sgemm, factors, n_queries, dtype):
 
 def cuda_problem(torch, n_items, n_factors, n_queries, n_seen):
     """Draw factors and queries on the device; exclude some of the best items of each."""
+    torch.set_float32_matmul_precision("highest")  # whatever another bench has left
     generator = torch.Generator("cuda").manual_seed(0)
     options = {"device": "cuda", "generator": generator}
     factors = torch.randn(n_items, n_factors, **options)

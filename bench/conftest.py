@@ -24,6 +24,8 @@ RATIOS = pytest.StashKey[list]()
 def pytest_configure(config):
     config.addinivalue_line("python_files", "bench_*.py")
     config.addinivalue_line("python_functions", "bench_*")
+    # PyTorch's word against the settings of TF32 that its older releases have, too.
+    config.addinivalue_line("filterwarnings", "ignore:Please use the new API settings:UserWarning")
     config.stash[RATIOS] = []
 
 
