@@ -38,7 +38,8 @@ part_machine() {
     grep -iE '^(numpy|scipy|torch|cupy|onnxruntime|tokenizers|pybind11|scikit|pytest|cmake|ninja)'
 }
 
-# For this GPU alone; every other architecture is .ci/run's to compile.
+# For this GPU alone; every other architecture is .ci/run's to compile, and warnings, which another
+# compiler may have more of, are its to refuse.
 part_build() {
   local cuda=OFF architecture=90
   if command -v nvcc >/dev/null; then cuda=ON; else echo 'no nvcc: without CUDA'; fi
@@ -47,7 +48,7 @@ part_build() {
   fi
   "$python" -m pip install --quiet --no-index --no-deps --no-build-isolation --no-compile \
     --disable-pip-version-check --target "$work/site" -C "build-dir=$work/build" \
-    -C cmake.define.CEXNN_WERROR=ON -C "cmake.define.CEXNN_CUDA=$cuda" \
+    -C "cmake.define.CEXNN_CUDA=$cuda" \
     -C "cmake.define.CEXNN_CUDA_ARCHITECTURES=$architecture" . &&
     "$python" -c "from cexnn import _core; print('CUDA device:', _core.cuda_available())" &&
     { ! has_gpu || "$python" -c 'from cexnn import _core; exit(not _core.cuda_available())'; }
