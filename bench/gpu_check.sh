@@ -24,6 +24,7 @@ log=$out/check.log
 : >"$log"
 export PYTHONPATH="$work/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OPENBLAS_NUM_THREADS=1
 export XDG_CACHE_HOME=$work/cache
+export PATH=$PATH:/usr/local/cuda/bin # nvcc and compute-sanitizer, where CUDA's installer puts them
 
 has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU'; }
 
