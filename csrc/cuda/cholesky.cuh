@@ -218,8 +218,9 @@ __device__ inline bool write_solution(const DeviceRidge& problem, const System& 
 // Solves the systems, s equations each: s^3 / 3 multiply-adds in s / 32 panels, of which each reads
 // all panels before it, s^3 / 192 floats in all, through the second cache (where they come from, a
 // system of 256 has 131 KB). The finished panels stay in the workspace, so that shared memory
-// (42 KiB) bounds neither s nor the blocks on a multiprocessor: what a panel of 32 takes (some
-// 5,000 cycles for 32 roots one after the other) is hidden behind the panels of other systems.
+// (42 KiB) bounds neither s nor the blocks on a multiprocessor: what a panel of 32 takes (by
+// count 5,000 cycles for 32 roots one after the other) is hidden behind the panels of other
+// systems.
 template <template <int> class Tile>
 __global__ void __launch_bounds__(kSolveWarps* kWarp, 2)
     solve_systems(DeviceRidge problem, const System* systems, float* workspace) {

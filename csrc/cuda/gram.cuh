@@ -55,8 +55,8 @@ struct GramPanel {
 // diagonal or beyond the system have none. Reads kTile (or twice that, off the diagonal) floats for
 // each k through the second cache, in three stages; kTile^2 multiply-adds on them. At 1,000 scores,
 // d = 256 (three tiles of 128): 20 warp tiles of 24, of which 80 % are below the diagonal; 2 MB
-// gathered for 66 Mflop: at 60 Tflop/s through the second cache with 1.9 TB/s, from memory half of
-// that.
+// gathered for 66 Mflop: 60 Tflop/s would take 1.9 TB/s of the second cache, half of that of
+// memory.
 template <int kTile, bool kDual, template <int> class Tile>
 __global__ void __launch_bounds__(2 * kTile, 128 / kTile * Tile<kTile / 2>::kBlocks)
     gram(DeviceRidge problem, const System* systems, const GramTask* tasks, float* workspace) {

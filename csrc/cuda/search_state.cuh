@@ -13,8 +13,8 @@
 namespace cexnn::cuda {
 
 // Each query's inverse Cholesky factor, in one allocation: 4 n^2 bytes for n scores. Where it has
-// to grow, it gets room for half as many more, and 128 at least: an allocation takes as long as a
-// scan.
+// to grow, it gets room for half as many more, and 128 at least: an allocation may take as long as
+// a scan.
 class CudaSearchState final : public SearchState {
  public:
   explicit CudaSearchState(std::int64_t n_queries)

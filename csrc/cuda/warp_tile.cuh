@@ -13,9 +13,10 @@ namespace {
 
 // Each number as the sum of two in TF32, and three products of the four: what is left out is
 // 2^-22 of a product. Matrix units cut their sums off rather than round them, which in a long sum
-// adds up; so what eight columns give is added to the rest by itself, rounded. Rows of up to 1,000
-// scores and 256 factors, at condition numbers of about ten, come out of it within 4e-7 of their
-// length of those in double precision; out of a PlainTile within 6e-7.
+// adds up; so what eight columns give is added to the rest by itself, rounded. With such sums, but
+// on the CPU (tests/cuda_emulation), rows of up to 1,000 scores and 256 factors, at condition
+// numbers of about ten, come out of it within 4e-7 of their length of those in double precision;
+// out of a PlainTile within 6e-7.
 template <int kCols>
 class TensorTile {
  public:
