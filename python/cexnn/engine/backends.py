@@ -19,7 +19,7 @@ from cexnn.scorer import FloatArray, IdArray, Scorer, by_position, call_scorer
 
 __all__ = ["Backend", "PlainBackend", "TokenBackend", "Tokens"]
 
-_KEPT_TOKENS = 1 << 20  # of queries, so that the rounds of a search tokenize them once
+_KEPT_BYTES = 1 << 23  # of queries and tokens, so that the rounds of a search tokenize them once
 
 
 class Backend(Protocol):
@@ -66,7 +66,7 @@ class TokenBackend:
             self._model.max_length, batch_tokens or self._model.batch_tokens, batch_pairs
         )
         self._queries: OrderedDict[str, Tokens] = OrderedDict()
-        self._n_tokens = 0
+        self._n_bytes = 0
         self._lock = threading.Lock()
 
     def prepare(self, queries: Sequence[Any], rows: IdArray, items: IdArray) -> Work:
@@ -136,9 +136,14 @@ class TokenBackend:
             for text, tokens in fresh.items():
                 if text not in self._queries:  # another thread may have been first
                     self._queries[text] = tokens
-                    self._n_tokens += len(tokens.ids)
-            while self._n_tokens > _KEPT_TOKENS and len(self._queries) > len(fresh):
-                self._n_tokens -= len(self._queries.popitem(last=False)[1].ids)
+                    self._n_bytes += _n_bytes(text, tokens)
+            while self._n_bytes > _KEPT_BYTES and len(self._queries) > len(fresh):
+                self._n_bytes -= _n_bytes(*self._queries.popitem(last=False))
+
+
+def _n_bytes(text: str, tokens: Tokens) -> int:
+    """About what a query takes; of a long text few tokens are left."""
+    return len(text) + tokens.ids.nbytes
 
 
 def _pair_tokens(

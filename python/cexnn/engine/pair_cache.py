@@ -37,6 +37,10 @@ class PairCache:
         self._scores: OrderedDict[tuple[Hashable, int], float] = OrderedDict()
         self._lock = threading.Lock()
 
+    def after_fork(self) -> None:
+        """Forget, in a child, whoever of the parent held the lock."""
+        self._lock = threading.Lock()
+
     def __len__(self) -> int:
         return len(self._scores)
 
