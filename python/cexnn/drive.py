@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn.engine import CallTrace, ScoringEngine
-from cexnn.pace import Pace, turns
+from cexnn.engine.submission import turns
+from cexnn.pace import Pace
 from cexnn.progress import ProgressBar, progress_bar
 from cexnn.scorer import (
     FloatArray,

@@ -5,13 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cexnn.checks import check_float
 from cexnn.engine.rate import Handover, Rate
 
-__all__ = ["Pace", "make_pace", "turns"]
+__all__ = ["Pace", "make_pace"]
 
 _FINISH = 0.003  # seconds kept to put the answer together and hand it over
 _TRIAL = 8  # pairs to learn a scorer's rate from
@@ -92,26 +89,3 @@ def make_pace(deadline_ms: float | None, handover: Handover | None) -> Pace | No
     if check_float("deadline_ms", deadline_ms, minimum=0) == 0:
         raise ValueError(f"deadline_ms: expected a number above 0, got {deadline_ms!r}")
     return Pace(float(deadline_ms), handover=handover)
-
-
-def turns(rows: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Order the pairs of a round fairly: each query's first, then each one's second, and so on.
-
-    Parameters
-    ----------
-    rows : (p,) int32
-        Query rows, ascending, each query's best item first.
-
-    Returns
-    -------
-    (p,) int64
-        Of each pair, its place in that order.
-
-    Examples
-    --------
-    >>> turns(np.int32([0, 0, 0, 2, 2]))
-    array([0, 2, 4, 1, 3])
-    """
-    sizes = np.unique(rows, return_counts=True)[1]
-    rank = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.argsort(np.argsort(rank, kind="stable"), kind="stable")

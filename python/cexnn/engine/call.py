@@ -102,7 +102,9 @@ class Call:
         return self._ended(one)
 
     def _left(self) -> float | None:
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        if self._deadline is None:
+            return None
+        return min(max(0.0, self._deadline - time.monotonic()), threading.TIMEOUT_MAX)
 
     def _submitted(self, on_done: Callable[[], Any]) -> Submission | None:
         """Hand in the pairs whose scores are not known; None where all are."""

@@ -9,6 +9,7 @@ __all__ = ["Handover", "Rate"]
 _KEPT = 0.9  # of the weight of what was seen, at each new observation
 _FIRST_SPREAD = 0.25  # relative; before there is any to see
 _CAUTION = 2.0  # deviations above the mean
+_STALL = 8.0  # times what was expected: no job is taken to be slower
 _SHORTEST, _LONGEST = 0.003, 0.25  # seconds kept to hand an answer over
 _DISTINCT = 0.01  # relative variance of sizes from which a fixed part can be told apart
 
@@ -67,6 +68,7 @@ class Rate:
             expected = max(fixed + slope * units, 1e-9)
             miss = min(seconds / expected - 1, 1.0)  # one stall is no reason to stop working
             self._square = _KEPT * self._square + (1 - _KEPT) * miss**2
+            seconds = min(seconds, _STALL * expected)
         self._weight = _KEPT * self._weight + 1
         self._x = _KEPT * self._x + units
         self._y = _KEPT * self._y + seconds

@@ -13,7 +13,7 @@ from cexnn.cross_encoder.tokens import TokenLists
 from cexnn.engine.call_trace import CallTrace
 from cexnn.scorer import FloatArray, IdArray, ScorerError
 
-__all__ = ["Limits", "Part", "Submission", "Work", "merged"]
+__all__ = ["Limits", "Part", "Submission", "Work", "merged", "turns"]
 
 # Seconds ahead of its deadline at which a caller counts as arrived: who has little time goes first,
 # but overtakes nobody who has waited longer than that.
@@ -119,6 +119,11 @@ class Submission:
         return len(self.left)
 
     @property
+    def shortest(self) -> int:
+        """Tokens of the shortest pair that is in no batch yet."""
+        return int(self.work.lengths[self.left[-1]])
+
+    @property
     def over(self) -> bool:
         """Whether nothing more is to come."""
         return self.n_flying == 0 and len(self.left) == 0
@@ -155,3 +160,28 @@ def merged(works: Sequence[Work]) -> tuple[list[Any], IdArray, IdArray]:
         rows.append((local + len(queries)).astype(np.int32))
         queries.extend(work.queries[row] for row in used.tolist())
     return queries, np.concatenate(rows), np.concatenate([work.items for work in works])
+
+
+def turns(rows: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Order the pairs of a round fairly: each query's first, then each one's second, and so on.
+
+    Parameters
+    ----------
+    rows : (p,) int32
+        Query rows, each query's best item first.
+
+    Returns
+    -------
+    (p,) int64
+        Of each pair, its place in that order.
+
+    Examples
+    --------
+    >>> turns(np.int32([0, 0, 0, 2, 2]))
+    array([0, 2, 4, 1, 3])
+    """
+    sizes = np.unique(rows, return_counts=True)[1]
+    rank = np.empty(len(rows), dtype=np.int64)
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rank[np.argsort(rows, kind="stable")] = np.arange(len(rows)) - starts
+    return np.argsort(np.argsort(rank, kind="stable"), kind="stable")

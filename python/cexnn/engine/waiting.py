@@ -10,7 +10,7 @@ import numpy as np
 
 from cexnn.cross_encoder.pair_batches import plan_batches
 from cexnn.engine.rate import Rate
-from cexnn.engine.submission import Limits, Part, Submission
+from cexnn.engine.submission import Limits, Part, Submission, turns
 
 __all__ = ["Batch", "WaitingPairs"]
 
@@ -54,10 +54,13 @@ class WaitingPairs:
     def __iter__(self) -> Iterator[Submission]:
         return iter(list(self._waiting))
 
-    @property
-    def oldest(self) -> float:
-        """When the first to be served arrived."""
-        return self._waiting[0].arrived
+    def begin_by(self, max_wait: float) -> float:
+        """When an idle model is to wait no longer for company of the first to be served.
+
+        After ``max_wait`` seconds, or a quarter of the time to its deadline.
+        """
+        first = self._waiting[0]
+        return first.arrived + min(max_wait, (first.deadline - first.arrived) / 4)
 
     @property
     def fill_a_batch(self) -> bool:
@@ -83,7 +86,9 @@ class WaitingPairs:
             submission.left = submission.left[:0]
         return n
 
-    def take(self, start: float, rate: Rate) -> tuple[Batch | None, list[Submission]]:
+    def take(
+        self, start: float, rate: Rate, *, idle: bool = False
+    ) -> tuple[Batch | None, list[Submission]]:
         """Take the next batch out.
 
         Parameters
@@ -93,6 +98,10 @@ class WaitingPairs:
         rate : Rate
             Seconds by tokens of a batch, padding included: what cannot be scored before its
             deadline is not paid for.
+        idle : bool
+            Whether the model is free. If all are too late by the rate, one pair is tried of
+            somebody whose deadline is not over yet: a rate learned in slow times would else
+            never be learned again.
 
         Returns
         -------
@@ -101,21 +110,46 @@ class WaitingPairs:
         late : list of Submission
             Those whose deadline is too near for any of their pairs: they wait no longer.
         """
-        late: list[Submission] = []
-        while self._waiting:
-            first = self._waiting[0]
-            shortest = int(first.work.lengths[first.left[-1]])
-            fits = rate.units_within(first.deadline - start)
-            if fits >= shortest:
-                tokens = min(self._limits.batch_tokens, fits)
-                return self._choose(tokens, start + rate.seconds(tokens)), late
-            self.remove(first)
-            late.append(first)
-        return None, late
+        n_late, fits = self._first_in_time(start, rate)
+        late = self._waiting[:n_late]
+        if idle and n_late == len(self._waiting):
+            tried = next((one for one in late if start < one.deadline), None)
+            if tried is not None:
+                late.remove(tried)
+                fits = tried.shortest
+        for one in late:
+            self.remove(one)
+        if not self._waiting:
+            return None, late
+        tokens = min(self._limits.batch_tokens, fits)
+        first = self._waiting[0]
+        if first.work.lengths[first.left].sum() > fits:  # there is no time for all of them
+            shown = [self._best_ranked(first, tokens)]
+        else:
+            shown = self._window(tokens, start + rate.seconds(tokens))
+        return self._choose(shown, tokens), late
 
-    def _choose(self, batch_tokens: int, end: float) -> Batch:
-        """Choose a batch that holds pairs of the first, and only those it comes in time for."""
-        shown = self._window(batch_tokens, end)
+    def _first_in_time(self, start: float, rate: Rate) -> tuple[int, int]:
+        """Return how many are too late before the first who is not, and his tokens in time."""
+        for n, one in enumerate(self._waiting):
+            fits = rate.units_within(one.deadline - start)
+            if fits >= one.shortest:
+                return n, fits
+        return len(self._waiting), 0
+
+    def _best_ranked(self, one: Submission, batch_tokens: int) -> Part:
+        """Return the best of a submission's pairs that fit in a batch, longest first."""
+        ranked = one.left[np.argsort(turns(one.work.rows)[one.left])]
+        lengths = one.work.lengths[ranked]
+        ranked, lengths = ranked[lengths <= batch_tokens], lengths[lengths <= batch_tokens]
+        widths = np.minimum(lengths + lengths % 2, self._limits.max_length)
+        padded = np.maximum.accumulate(widths) * np.arange(1, len(widths) + 1)
+        n = max(1, int(np.searchsorted(padded, batch_tokens, side="right")))
+        best = ranked[:n][: self._limits.batch_pairs]
+        return Part(one, best[np.argsort(-one.work.lengths[best], kind="stable")])
+
+    def _choose(self, shown: list[Part], batch_tokens: int) -> Batch:
+        """Choose a batch, with pairs of the first in it, from those shown."""
         lengths = np.concatenate([one.work.lengths[positions] for one, positions in shown])
         edges = np.cumsum([len(part.positions) for part in shown])
         plan = plan_batches(
@@ -143,7 +177,7 @@ class WaitingPairs:
             if one.deadline < end and shown:
                 continue
             lengths = one.work.lengths[one.left]
-            skip = 0 if shown else int(np.searchsorted(-lengths, -batch_tokens))  # do not fit
+            skip = int(np.searchsorted(-lengths, -batch_tokens))  # do not fit
             n = 1 + int(np.searchsorted(np.cumsum(lengths[skip:]), room))
             shown.append(Part(one, one.left[skip : skip + n]))
             room -= int(lengths[skip : skip + n].sum())

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from threading import TIMEOUT_MAX
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,8 @@ class Worker:
     def after_fork(self) -> None:
         """Forget, in a child, the parent's threads and what they were at."""
         closed = self._closing
+        if self._cache is not None:
+            self._cache.after_fork()
         self._start_over()
         self._closing, self._forked = closed, True
 
@@ -139,6 +142,7 @@ class Worker:
         with self._lock:
             if self._closing:
                 raise RuntimeError("the engine is closed")
+            self._start_threads()  # first: where that fails, nothing waits for them
             try:
                 self.check_room(submission.n_left)
             except EngineBusyError:
@@ -148,7 +152,6 @@ class Worker:
                 self._line.append(submission)
             else:
                 self._waiting.add(submission)
-            self._start_threads()
             self._news.notify()
 
     def withdraw(self, submission: Submission) -> FloatArray:
@@ -171,18 +174,15 @@ class Worker:
             threads = self._threads
             self._news.notify()
         self._tell([one for one in left if one.over])
-        for thread in threads:
-            if thread is not threading.current_thread():
+        if threading.current_thread() not in threads:  # the scorer, the observer, the collector
+            for thread in threads:
                 thread.join()
 
     def _start_threads(self) -> None:
-        if not self._threads:
-            for work in (self._schedule, self._run_model):
-                thread = threading.Thread(
-                    target=work, name=f"cexnn-engine{work.__name__}", daemon=True
-                )
-                self._threads.append(thread)
-                thread.start()
+        for work in (self._schedule, self._run_model)[len(self._threads) :]:
+            thread = threading.Thread(target=work, name=f"cexnn-engine{work.__name__}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
 
     # --- the thread that packs and delivers ---
 
@@ -190,7 +190,7 @@ class Worker:
         while True:
             with self._lock:
                 while not self._landed and self._pause() != 0:
-                    if self._closing and self._idle and not len(self._waiting):
+                    if self._closing and self._idle and not (len(self._waiting) or self._line):
                         self._stopped = True
                         self._packed.notify()
                         return
@@ -207,7 +207,7 @@ class Worker:
         with self._lock:
             if self._pause() != 0:
                 return
-            batch, late = self._waiting.take(self._free_at(), self._rate)
+            batch, late = self._waiting.take(self._free_at(), self._rate, idle=self._idle)
         parts = [] if batch is None else batch.parts
         with self._losing([*late, *(one for one, _ in parts)]):
             with self._lock:
@@ -246,7 +246,7 @@ class Worker:
             return None
         if self._closing:
             return 0.0
-        return max(0.0, self._waiting.oldest + self._max_wait - time.monotonic())
+        return min(max(0.0, self._waiting.begin_by(self._max_wait) - time.monotonic()), TIMEOUT_MAX)
 
     def _free_at(self) -> float:
         """When the model will have done what it is at."""
@@ -293,6 +293,7 @@ class Worker:
                     self._fail(one, positions, flight)
             n_scored = int(np.isfinite(scores).sum())
             self._stats = flight.counted(self._stats, n_scored, n_late)
+            self._admit()  # those who failed have left
             over = [one for one, _ in flight.batch.parts if one.over]
             n_waiting = self._waiting.n_pairs
         if self._cache is not None:
@@ -316,7 +317,7 @@ class Worker:
         try:
             assert self._observer is not None
             self._observer.on_batch(flight.report(n_waiting))
-        except Exception:
+        except BaseException:  # whatever it is, nobody's scores depend on it
             logger.exception("the engine's observer failed")
 
     def _tell(self, over: list[Submission]) -> None:
