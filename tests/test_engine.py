@@ -291,6 +291,39 @@ def test_known_scores_are_not_asked_for_again(gate):
     assert asked == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3), (1, 2)]
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_several_ask_for_at_once_is_scored_once(pool, gate, fails):
+    gate.fails = lambda number: fails and number == 1
+    with ScoringEngine(gate, max_batch_pairs=8, max_wait_ms=0, cache_pairs=100) as engine:
+        first = pool.submit(score, engine, 1, 1)
+        gate.wait_for_call()
+        traces = [CallTrace() for _ in range(3)]
+        others = [
+            pool.submit(score, engine, 1, *items, trace=trace)
+            for items, trace in zip([(1, 2, 3), (2, 3, 4), (1,)], traces, strict=True)
+        ]
+        wait_until(engine, 7)
+        alike = pool.submit(score, engine, 1, 4)
+        wait_until(engine, 0)  # eight fill a batch: packed while the first runs
+        gate.go(10)
+        if fails:  # whoever waits for a failing pair gets the error, and what else was scored
+            for one in (first, others[0], others[2]):
+                with pytest.raises(ScorerError, match=r"call 1 \(query 0, item 1\)"):
+                    one.result(WAIT)
+        else:
+            assert first.result(WAIT).tolist() == [1001]
+            assert others[0].result(WAIT).tolist() == [1001, 1002, 1003]
+            assert others[2].result(WAIT).tolist() == [1001]
+        assert others[1].result(WAIT).tolist() == [1002, 1003, 1004]
+        assert alike.result(WAIT).tolist() == [1004]
+    asked = [pair for call in gate.calls for pair in call]
+    if not fails:
+        assert sorted(asked) == [(1, 1), (1, 2), (1, 3), (1, 4)]
+        assert engine.stats.n_pairs == 4
+        assert engine.stats.n_cached_pairs == 5
+        assert sum(trace.n_cached for trace in traces) == 4
+
+
 def test_close_finishes_what_was_taken(gate, pool):
     engine = ScoringEngine(gate, max_batch_pairs=1)
     call = pool.submit(score, engine, 1, 0, 1, 2, 3)

@@ -3,7 +3,8 @@
 ``scoring_engine`` is the public class; a ``call`` of it hands a ``submission`` to the ``worker``,
 whose two threads choose what to score next from those ``waiting``, and send it on its ``flight``
 through one of the ``backends``, by tokens or by pairs. ``rate`` learns how long that takes;
-``pair_cache`` keeps scores; ``report``, ``observers`` and ``call_trace`` tell.
+``pair_cache`` keeps scores, and by ``sharing`` nobody pays for a pair that is under way;
+``report``, ``observers`` and ``call_trace`` tell.
 """
 
 from cexnn.engine.call_trace import CallTrace

@@ -16,7 +16,7 @@ class CallTrace:
     n_batches : int
         Batches that held pairs of this call, most likely beside others'.
     n_cached : int
-        Pairs whose score was known.
+        Pairs whose score was known, or under way for another call.
     n_tokens, n_padded_tokens : int
         Tokens of this call's pairs, and with the padding of their batches.
     queue_ms, pack_ms, model_ms : float

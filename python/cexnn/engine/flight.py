@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cexnn.cross_encoder.onnx_session import BatchError
 from cexnn.engine.pair_cache import PairCache
 from cexnn.engine.report import BatchReport, EngineStats
+from cexnn.engine.sharing import Follower, Places
 from cexnn.engine.submission import Part, Submission
 from cexnn.engine.waiting import Batch
 from cexnn.scorer import FloatArray, ScorerError
@@ -40,18 +41,30 @@ class Flight:
         What the model returned.
     error : BaseException or None
         What it raised.
+    places : Places
+        Where each pair is, if the engine keeps scores.
+    followers : list of Follower
+        Who waits for these pairs, too.
     """
 
     batch: Batch
-    n_tokens: int
-    n_padded_tokens: int
-    waited: float
+    n_tokens: int = 0
+    n_padded_tokens: int = 0
+    waited: float = 0.0
     pack_seconds: float = 0.0
     packed: Any = None
     started: float = 0.0
     model_seconds: float = 0.0
     scores: FloatArray | None = None
     error: BaseException | None = None
+    places: Places = field(default_factory=dict)
+    followers: list[Follower] = field(default_factory=list)
+
+    @property
+    def callers(self) -> list[Submission]:
+        """Whose pairs these are, each once."""
+        owners = [one for one, _ in self.batch.parts]
+        return list(dict.fromkeys([*owners, *(one.submission for one in self.followers)]))
 
     def obtained(self) -> FloatArray:
         """Return the scores, NaN where there is none; some of a failed batch may be there."""

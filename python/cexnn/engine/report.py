@@ -22,7 +22,7 @@ class EngineStats(NamedTuple):
     n_late_pairs : int
         Pairs scored after their caller had left, cancelled or at its deadline.
     n_cached_pairs : int
-        Pairs whose score was known, and not asked for again.
+        Pairs whose score was known, or under way for another call, and not asked for again.
     n_waiting_pairs, n_waiting_calls : int
         Pairs that wait now, and the calls that they are of.
     model_seconds, pack_seconds : float

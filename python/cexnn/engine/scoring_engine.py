@@ -54,8 +54,8 @@ class ScoringEngine:
         Pairs that wait at most; a call that does not fit stands in line (and if the queue is
         empty, any call fits).
     cache_pairs : int
-        Scores kept at most, by query and item, so that a repeated question costs nothing; queries
-        must be hashable. None by default.
+        Scores kept at most, by query and item, so that a repeated question costs nothing, and
+        one that several ask at once is paid for once; queries must be hashable. None by default.
     observer : EngineObserver, optional
         Told of each batch; `cexnn.engine.PrometheusObserver`, say.
 

@@ -18,6 +18,7 @@ from cexnn.engine.flight import Flight, keep
 from cexnn.engine.pair_cache import PairCache
 from cexnn.engine.rate import Rate
 from cexnn.engine.report import EngineObserver, EngineStats
+from cexnn.engine.sharing import share
 from cexnn.engine.submission import Submission
 from cexnn.engine.waiting import Batch, WaitingPairs
 from cexnn.scorer import FloatArray
@@ -197,7 +198,7 @@ class Worker:
                     self._news.wait(self._pause())
                 landed, self._landed = self._landed, []
             for flight in landed:
-                with self._losing([one for one, _ in flight.batch.parts]):
+                with self._losing(flight.callers):
                     self._deliver(flight)
             with self._losing(self._waiting):
                 self._take()
@@ -212,9 +213,26 @@ class Worker:
         with self._losing([*late, *(one for one, _ in parts)]):
             with self._lock:
                 self._admit()
-            self._tell([one for one in late if one.over])
-            if batch is not None:
-                self._pack(batch)
+                flight = None if batch is None else self._shared(batch)
+                over = [one for one in (*late, *(one for one, _ in parts)) if one.over]
+            self._tell(over)
+            if flight is not None:
+                self._pack(flight)
+
+    def _shared(self, batch: Batch) -> Flight | None:
+        """Make a batch ready to be packed, without the pairs that others pay for."""
+        if self._cache is None:
+            return Flight(batch)
+        flights = [*self._landed] if self._running is None else [self._running, *self._landed]
+        under_way = [(flight.places, flight.followers) for flight in flights]
+        parts, places, followers = share(batch.parts, self._cache, under_way)
+        n_pairs = sum(len(positions) for _, positions in parts)
+        self.count_cached(batch.n_pairs - n_pairs)
+        if n_pairs == 0:
+            return None
+        longest = max(int(part.work.lengths.max()) for part in parts)
+        width = min(longest + longest % 2, self._backend.limits.max_length)
+        return Flight(Batch(parts, width), places=places, followers=followers)
 
     @contextmanager
     def _losing(self, some: Iterable[Submission]) -> Iterator[None]:
@@ -255,15 +273,12 @@ class Worker:
             return now
         return max(now, running.started + self._rate.mean(running.n_padded_tokens))
 
-    def _pack(self, batch: Batch) -> None:
-        start = time.monotonic()
+    def _pack(self, flight: Flight) -> None:
+        start, batch = time.monotonic(), flight.batch
         works = [part.work for part in batch.parts]
-        flight = Flight(
-            batch,
-            n_tokens=int(sum(work.lengths.sum() for work in works)),
-            n_padded_tokens=batch.n_pairs * batch.width,
-            waited=start - min(one.arrived for one, _ in batch.parts),
-        )
+        flight.n_tokens = int(sum(work.lengths.sum() for work in works))
+        flight.n_padded_tokens = batch.n_pairs * batch.width
+        flight.waited = start - min(one.arrived for one, _ in batch.parts)
         try:
             flight.packed = self._backend.pack(works, batch.width)
         except BaseException as error:  # whatever it is, only this batch's callers get it
@@ -291,10 +306,15 @@ class Worker:
                     flight.note(one, positions)
                 if not np.isfinite(part).all():
                     self._fail(one, positions, flight)
+            for one, position, place in flight.followers:
+                one.scores[position] = scores[place]
+                one.n_flying -= 1
+                if not np.isfinite(scores[place]):
+                    self._fail(one, np.array([position]), flight)
             n_scored = int(np.isfinite(scores).sum())
             self._stats = flight.counted(self._stats, n_scored, n_late)
             self._admit()  # those who failed have left
-            over = [one for one, _ in flight.batch.parts if one.over]
+            over = [one for one in flight.callers if one.over]
             n_waiting = self._waiting.n_pairs
         if self._cache is not None:
             keep(self._cache, flight.batch.parts, scores)
