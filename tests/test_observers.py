@@ -5,7 +5,7 @@ import builtins
 import numpy as np
 import pytest
 
-from cexnn import ScorerError, ScoringEngine
+from cexnn import Index, ScorerError, ScoringEngine
 from cexnn.engine import OpenTelemetryObserver, PrometheusObserver
 
 
@@ -44,7 +44,9 @@ def test_prometheus():
         PrometheusObserver(registry)
 
 
-def test_opentelemetry():
+@pytest.fixture
+def spans_of():
+    """A tracer, and what it has recorded."""
     pytest.importorskip("opentelemetry.sdk", reason="needs opentelemetry-sdk to look at spans")
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -52,7 +54,11 @@ def test_opentelemetry():
 
     exporter, provider = InMemorySpanExporter(), TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    tracer = provider.get_tracer("a service")
+    return provider.get_tracer("a service"), exporter
+
+
+def test_opentelemetry(spans_of):
+    tracer, exporter = spans_of
     use(ScoringEngine(fails_on_three, observer=OpenTelemetryObserver(tracer)))
     spans = exporter.get_finished_spans()
     assert [span.name for span in spans] == ["cexnn.batch"] * 3
@@ -60,6 +66,31 @@ def test_opentelemetry():
     assert [span.status.is_ok for span in spans] == [True, True, False]
     assert all(span.end_time >= span.start_time for span in spans)
     OpenTelemetryObserver()  # of the global provider, which records nothing here
+
+
+def test_a_search_s_spans_are_within_the_request_s(spans_of, world):
+    tracer, exporter = spans_of
+    index = Index.build(item_embeddings=world.items)
+    with ScoringEngine(lambda queries, rows, items: world.table[rows, items]) as engine:
+        found = index.search(
+            engine, ["q"], query_embeddings=world.queries[:1], budget=40, rounds=4, trace=True
+        )
+    with tracer.start_as_current_span("request"):
+        OpenTelemetryObserver(tracer).record_search(found.trace)
+    spans = exporter.get_finished_spans()
+    assert [span.name for span in spans] == ["cexnn.round"] * 4 + ["cexnn.search", "request"]
+    *rounds, search, request = spans
+    assert search.parent.span_id == request.context.span_id
+    assert search.attributes["cexnn.n_rounds"] == 4
+    assert search.end_time - search.start_time == int(found.trace.total_ms * 1e6)
+    assert rounds[0].start_time >= search.start_time
+    assert rounds[-1].end_time == search.end_time
+    for span, one in zip(rounds, found.trace.rounds, strict=True):
+        assert span.parent.span_id == search.context.span_id
+        assert span.attributes["cexnn.n_pairs"] == 10
+        assert span.attributes["cexnn.model_ms"] == one.call.model_ms > 0
+        assert span.attributes["cexnn.score_ms"] == one.score_ms
+    assert [one.start_time for one in rounds[1:]] == [one.end_time for one in rounds[:-1]]
 
 
 @pytest.mark.parametrize("observer", [PrometheusObserver, OpenTelemetryObserver])

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from cexnn.engine.report import BatchReport
+
+if TYPE_CHECKING:
+    from cexnn.trace import SearchTrace
 
 __all__ = ["OpenTelemetryObserver", "PrometheusObserver"]
 
@@ -87,7 +91,7 @@ class OpenTelemetryObserver:
     """Makes an OpenTelemetry span of each batch, with what its `BatchReport` says as attributes.
 
     Each is a span ``cexnn.batch`` of its own, as it serves several searches; it lasts as long as
-    the batch was in the model.
+    the batch was in the model. Spans of searches are made by `record_search`, where called.
 
     Parameters
     ----------
@@ -108,6 +112,7 @@ class OpenTelemetryObserver:
                 "OpenTelemetryObserver needs opentelemetry-api: pip install 'cexnn[metrics]'"
             ) from error
         self._tracer = trace.get_tracer("cexnn") if tracer is None else tracer
+        self._within = trace.set_span_in_context
         self._failed = trace.Status(trace.StatusCode.ERROR, "the scorer failed")
 
     def on_batch(self, report: BatchReport) -> None:
@@ -121,3 +126,44 @@ class OpenTelemetryObserver:
         if report.failed:
             span.set_status(self._failed)
         span.end(end)
+
+    def record_search(self, trace: SearchTrace) -> None:
+        """Record a search that has just been done: a span ``cexnn.search``, with its rounds in it.
+
+        It is a child of the span that is current where this is called, that of a request say. The
+        spans ``cexnn.round`` follow each other up to its end; what a round took, and where, is
+        among their attributes.
+
+        Parameters
+        ----------
+        trace : SearchTrace
+            ``result.trace`` of a search with ``trace=True``.
+        """
+        end = time.time_ns()
+        lasted = [int((one.update_ms + one.top_k_ms + one.score_ms) * 1e6) for one in trace.rounds]
+        start = end - max(int(trace.total_ms * 1e6), sum(lasted))
+        search = self._tracer.start_span(
+            "cexnn.search",
+            start_time=start,
+            attributes={
+                "cexnn.n_rounds": len(trace.rounds),
+                "cexnn.n_cached": trace.n_cached,
+                "cexnn.padding_factor": trace.padding_factor,
+                "cexnn.prior_ms": trace.prior_ms,
+            },
+        )
+        begin = end - sum(lasted)
+        for one, nanoseconds in zip(trace.rounds, lasted, strict=True):
+            attributes = {f"cexnn.{name}": value for name, value in asdict(one.call).items()}
+            for name in ("update_ms", "top_k_ms", "score_ms"):
+                attributes[f"cexnn.{name}"] = getattr(one, name)
+            attributes["cexnn.n_pairs"] = len(one.items)
+            span = self._tracer.start_span(
+                "cexnn.round",
+                context=self._within(search),
+                start_time=begin,
+                attributes=attributes,
+            )
+            begin += nanoseconds
+            span.end(begin)
+        search.end(end)
