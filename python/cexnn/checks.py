@@ -29,7 +29,7 @@ def check_float(name: str, value: Any, *, minimum: float, maximum: float = math.
     """Return a finite number in [minimum, maximum], or raise `ValueError` naming the argument."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and minimum <= number <= maximum) or isinstance(value, bool):
         top = "" if math.isinf(maximum) else f" and at most {maximum:g}"
