@@ -282,3 +282,5 @@ def test_an_opened_retriever_is_pickled_as_its_path(index, tmp_path):
         pickle.dumps(make(index))
     with pytest.raises(ValueError, match="expected a folder that cexnn build wrote"):
         Retriever.open(tmp_path)
+    with pytest.raises(ValueError, match="^engine: expected a mapping of options, got bool"):
+        Retriever.open(tmp_path / "folder", engine=True)

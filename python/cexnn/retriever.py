@@ -154,6 +154,8 @@ class Retriever:
         """
         from cexnn.index_folder import read_folder  # which knows retrievers
 
+        if engine is not None and not isinstance(engine, Mapping):
+            raise ValueError(f"engine: expected a mapping of options, got {type(engine).__name__}")
         path = os.path.abspath(folder)
         content = read_folder(path, device=device)
         found = content.retriever(device=device, num_threads=num_threads)
