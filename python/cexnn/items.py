@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Any
 
-__all__ = ["is_list_like", "row_numbers", "split_items"]
+__all__ = ["check_texts", "is_list_like", "row_numbers", "split_items"]
 
 
 def is_list_like(value: Any) -> bool:
     """Whether its elements come in an order of their own: no text, mapping or set."""
     return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Set)
+
+
+def check_texts(name: str, texts: Any) -> list[str]:
+    """Return texts as a list, or raise `ValueError` naming what is none."""
+    if not is_list_like(texts):
+        raise ValueError(f"{name}: expected a sequence of texts, got {type(texts).__name__}")
+    found = list(texts)
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ValueError(f"{name}[{number}]: expected a text, got {type(text).__name__}")
+    return found
 
 
 def split_items(items: Any, n_items: int) -> tuple[list[Any] | None, list[str] | None]:

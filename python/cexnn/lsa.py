@@ -14,7 +14,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import svds
 
 from cexnn.checks import check_float, check_int, check_matrix
-from cexnn.items import is_list_like
+from cexnn.items import check_texts
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
 _STOP_WORDS = """
@@ -106,7 +106,7 @@ class LsaEncoder:
         ValueError
             For arguments that do not fit together.
         """
-        texts = _check_texts(texts)
+        texts = check_texts("texts", texts)
         n_dims = check_int("n_dims", n_dims, minimum=1)
         min_df = check_int("min_df", min_df, minimum=1)
         document_counts = Counter(word for text in texts for word in set(split_words(text)))
@@ -142,7 +142,7 @@ class LsaEncoder:
         ndarray, float32, (n_texts, n_dims)
             Rows of length 1 (0 for a text without a known word), C-contiguous.
         """
-        texts = _check_texts(texts)
+        texts = check_texts("texts", texts)
         projected = np.asarray(self._weigh(texts) @ self._components, np.float32)
         norms = np.linalg.norm(projected, axis=1, keepdims=True)
         return np.ascontiguousarray(projected / np.where(norms > 0, norms, 1))
@@ -248,13 +248,3 @@ class LsaEncoder:
         data = (weights / norms[rows]).astype(np.float32)
         shape = (len(texts), len(self._columns))
         return csr_array((data, ids, np.array(starts, np.int64)), shape=shape)
-
-
-def _check_texts(texts: Iterable[str]) -> list[str]:
-    if not is_list_like(texts):
-        raise ValueError(f"texts: expected a sequence of strings, got {type(texts).__name__}")
-    found = list(texts)
-    for number, text in enumerate(found):
-        if not isinstance(text, str):
-            raise ValueError(f"texts[{number}]: expected a string, got {type(text).__name__}")
-    return found

@@ -16,7 +16,7 @@ from cexnn.checks import check_matrix
 from cexnn.cross_encoder import CrossEncoder
 from cexnn.engine import ScoringEngine
 from cexnn.index import Index
-from cexnn.items import is_list_like
+from cexnn.items import check_texts
 from cexnn.known_items import KnownItems
 from cexnn.scorer import Scorer
 from cexnn.search import SearchResult
@@ -405,7 +405,7 @@ class Retriever:
         self, texts: Sequence[str], first: Sequence[Sequence[Any]] | None, exclude: Iterable[Any]
     ) -> tuple[list[str], NDArray[np.int32] | None, list[int] | None]:
         """Return the queries, and the row numbers to open with and to leave out."""
-        queries = _check_texts("texts", texts)
+        queries = check_texts("texts", texts)
         self._items.check_size()
         rows = self._items.rows("exclude", exclude)
         opening = None if first is None else self._items.opening(first, len(queries))
@@ -437,16 +437,6 @@ class Retriever:
                 f"got one of {n_items}"
             )
         return scorer
-
-
-def _check_texts(name: str, texts: Any) -> list[str]:
-    if not is_list_like(texts):
-        raise ValueError(f"{name}: expected a sequence of texts, got {type(texts).__name__}")
-    found = list(texts)
-    for number, text in enumerate(found):
-        if not isinstance(text, str):
-            raise ValueError(f"{name}[{number}]: expected a text, got {type(text).__name__}")
-    return found
 
 
 def _left(deadline_ms: float | None, start: float) -> float | None:
