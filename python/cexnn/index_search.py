@@ -126,9 +126,11 @@ class SearchableIndex:
             Weight of the prior in the factors, from 0 to 1, for ``update="least_squares"``.
         stop : "confident", optional
             Between rounds, end a query whose unscored items are expected to hold less than 0.35 %
-            of its ``k`` best; ``result.n_calls`` then varies. By default the budget is
-            always spent. For an index built with scores, ``update="calibrated"``, and given the
-            query embeddings if the index was built with some.
+            of its ``k`` best; ``result.n_calls`` then varies. The model's expectation is low for
+            few: measured on real scores, 0.2 to 0.6 % were lost for k = 10, up to 2 % for k = 1.
+            By default the budget is always spent. For an index built with scores,
+            ``update="calibrated"``, and given the query embeddings if the index was built with
+            some.
         num_threads : int, optional
             By default the CPUs this process may use. Does not change the result.
         progress : bool
