@@ -64,6 +64,22 @@ __device__ void sum_rows(float (&v)[kRows], int lane) {
   }
 }
 
+// After a block's threads have offered a tile of items: room for as many again.
+__device__ inline void make_room(BlockTop& top, const Mask& mask) {
+  __syncthreads();
+  const bool full = top.full(kScanTile);
+  __syncthreads();
+  if (full) top.cut(mask);
+}
+
+// The block's best, for query blockIdx.y, beside those of the other blocks.
+__device__ inline void write_best(BlockTop& top, const Mask& mask, int n_kept, Key* best) {
+  top.cut(mask);
+  for (int j = static_cast<int>(threadIdx.x); j < n_kept; j += kScanThreads)
+    best[(std::int64_t{blockIdx.y} * n_kept + j) * gridDim.x + blockIdx.x] =
+        j < top.count() ? top[j] : kNone;
+}
+
 // A query's best of a block's tiles: the j-th best of block b goes to best[j * gridDim.x + b] of
 // the query blockIdx.y. kChunks chunks of a row fall to each of kLanes lanes.
 template <typename T, int kLanes, int kChunks>
@@ -117,15 +133,9 @@ __global__ void __launch_bounds__(kScanThreads, 2)
         if (score > bar) top.append(key_of(score, static_cast<std::int32_t>(i)));
       }
     }
-    __syncthreads();
-    const bool full = top.full(kScanTile);
-    __syncthreads();
-    if (full) top.cut(mask);
+    make_room(top, mask);
   }
-  top.cut(mask);
-  for (int j = static_cast<int>(threadIdx.x); j < n_kept; j += kScanThreads)
-    best[(std::int64_t{blockIdx.y} * n_kept + j) * gridDim.x + blockIdx.x] =
-        j < top.count() ? top[j] : kNone;
+  write_best(top, mask, n_kept, best);
 }
 
 // The same for rows of any length, the query read again with every item.
@@ -145,15 +155,9 @@ __global__ void __launch_bounds__(kScanThreads)
       const float score = adjust(sum, i);
       if (lane == 0 && score > bar) top.append(key_of(score, static_cast<std::int32_t>(i)));
     }
-    __syncthreads();
-    const bool full = top.full(kScanTile);
-    __syncthreads();
-    if (full) top.cut(mask);
+    make_room(top, mask);
   }
-  top.cut(mask);
-  for (int j = static_cast<int>(threadIdx.x); j < n_kept; j += kScanThreads)
-    best[(std::int64_t{blockIdx.y} * n_kept + j) * gridDim.x + blockIdx.x] =
-        j < top.count() ? top[j] : kNone;
+  write_best(top, mask, n_kept, best);
 }
 
 template <typename T>
