@@ -15,9 +15,15 @@ _DISTINCT = 0.01  # relative variance of sizes from which a fixed part can be to
 
 
 class Handover:
-    """Seconds from an engine's answer to the caller's having it, on a machine that may be busy.
+    """Seconds from an answer to its taker's having it, on a machine that may be busy.
 
     The longest seen lately: a hundred answers later it counts for a seventh.
+
+    Parameters
+    ----------
+    shortest, longest : float
+        Seconds that are kept at least, and that an answer counts for at most; by default those of
+        an engine's answer to its caller.
 
     Examples
     --------
@@ -27,12 +33,13 @@ class Handover:
     0.05
     """
 
-    def __init__(self) -> None:
-        self.seconds = _SHORTEST
+    def __init__(self, shortest: float = _SHORTEST, longest: float = _LONGEST) -> None:
+        self._shortest, self._longest = shortest, longest
+        self.seconds = shortest
 
     def add(self, seconds: float) -> None:
         """Learn from an answer."""
-        self.seconds = max(_SHORTEST, 0.98 * self.seconds, min(seconds, _LONGEST))
+        self.seconds = min(self._longest, max(self._shortest, 0.98 * self.seconds, seconds))
 
 
 class Rate:

@@ -10,9 +10,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from cexnn.engine.rate import Handover
 from cexnn.service.disconnect import ClientLeftError
 from cexnn.service.errors import ServiceError
-from cexnn.service.handover import Handover
 from cexnn.service.limits import Limits
 from cexnn.service.metrics import Metrics
 
@@ -90,7 +90,7 @@ class Gate:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.request(route, status, time.perf_counter() - start)
             if "found" in scope["state"]:
-                self._handover.learn(time.monotonic() - scope["state"]["found"])
+                self._handover.add(time.monotonic() - scope["state"]["found"])
 
     def _check_token(self, scope: Scope) -> None:
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from cexnn.engine import EngineBusyError, ScoringEngine
+from cexnn.engine.rate import Handover
 from cexnn.retriever import Retriever
 from cexnn.scorer import FloatArray, ScorerError
 from cexnn.service.admission import Admission
 from cexnn.service.answers import found, shown_score
 from cexnn.service.checked import checked_search, checked_texts
 from cexnn.service.errors import ServiceError
-from cexnn.service.handover import Handover
 from cexnn.service.limits import Limits
 from cexnn.service.metrics import Metrics, Reading
 from cexnn.service.schemas import (
@@ -37,6 +37,8 @@ from cexnn.service.serving import Serving
 __all__ = ["Service"]
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_HANDOVER = 0.1  # seconds: one hold-up of the machine is no reason to shorten all searches
 
 
 class Service:
@@ -68,7 +70,7 @@ class Service:
         self.metrics = Metrics(self._readings)
         self._serving = Serving(retriever)
         self._load, self._model = reload, model
-        self.handover = Handover()
+        self.handover = Handover(shortest=0.0, longest=_LONGEST_HANDOVER)
         self._admission = Admission(limits.max_pending_pairs)
         self._reloading = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
