@@ -95,6 +95,23 @@ def test_opens_with_ids_of_its_own(index):
     assert seen == [(0, 9), (0, 29)]
 
 
+def test_searches_among_some_items_alone(index):
+    retriever, asked = make(index), ["query 4", "query 20"]
+    options = {"k": 2, "budget": 6, "rounds": 2}
+    only = [f"id-{number}" for number in range(10, 25)]
+    found = retriever.search(asked, only=[*only, "nobody", 7], **options)
+    assert [[hit.id for hit in hits] for hits in found] == [["id-10", "id-11"], ["id-20", "id-19"]]
+    others = [item_id for item_id in IDS if item_id not in only]
+    assert retriever.search(asked, exclude=others, **options) == found
+    assert asyncio.run(retriever.asearch(asked, only=iter(only), **options)) == found
+    assert make(index, items=None).search(asked[:1], only=[3, 29], **options)[0][0].id == 3
+    assert retriever.search(asked, only=["nobody"], **options) == [[], []]
+    with pytest.raises(ValueError, match="^only: expected a sequence of ids, got 'id-3'"):
+        retriever.search(asked, only="id-3")
+    with pytest.raises(ValueError, match="^only: expected the id of one item at least, got none"):
+        retriever.search(asked, only=[])
+
+
 def test_given_embeddings_replace_the_encoder(index):
     def broken(texts):
         raise AssertionError("not to be called")

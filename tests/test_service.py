@@ -177,6 +177,29 @@ def test_excluded_items_are_neither_scored_nor_found():
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
 
 
+def test_others_than_those_named_are_neither_scored_nor_found():
+    only = [*IDS[10:40], "nobody", 7]
+
+    async def conversation(client):
+        body = {"k": 3, "budget": 12, "rounds": 3, "trace": True, "only": only}
+        some = await client.search(**body)
+        fewer = await client.search(**body, exclude=IDS[10:30])
+        one = await client.search(only=["nobody"])
+        return some, fewer, one, await client.search(only=[])
+
+    *answers, none = talk(conversation)
+    some, fewer, one = (answer.json()["results"][0] for answer in answers)
+    asked = [item["id"] for r in some["trace"]["rounds"] for item in r["asked"]]
+    assert len(asked) == 12
+    assert set(asked) < set(IDS[10:40])
+    expected = make_retriever().search([QUERY], k=3, budget=12, rounds=3, only=only)[0]
+    assert [hit["id"] for hit in some["hits"]] == [hit.id for hit in expected]
+    asked = [item["id"] for r in fewer["trace"]["rounds"] for item in r["asked"]]
+    assert sorted(asked) == sorted(IDS[30:40])
+    assert one == {"query": QUERY, "hits": [], "n_calls": 0, "complete": True}
+    assert error_of(none, 422)["argument"] == "only"
+
+
 def test_everything_may_be_excluded():
     async def conversation(client):
         return await client.search(budget=20, exclude=IDS)
@@ -251,6 +274,8 @@ BAD_BODIES = [
     ({"deadline_ms": 1e9}, "deadline_ms", "at most 1000"),
     ({"exclude": ["a"] * 4}, "exclude", "at most 3, got 4"),
     ({"exclude": [1.5]}, "exclude[0]", "valid"),
+    ({"only": ["a"] * 4}, "only", "at most 3, got 4"),
+    ({"only": [1.5]}, "only[0]", "valid"),
     ({"query_embeddings": [[1.0]]}, "query_embeddings", "expected shape"),
     ({"query_embeddings": [[1.0], [1.0, 2.0]]}, "query_embeddings", "one length"),
     ({"budgets": 3}, "budgets", "not permitted"),

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["check_choice", "check_float", "check_ids", "check_int", "check_matrix"]
+__all__ = [
+    "check_choice",
+    "check_float",
+    "check_id_set",
+    "check_ids",
+    "check_int",
+    "check_matrix",
+]
 
 
 def check_int(name: str, value: Any, *, minimum: int, maximum: int | None = None) -> int:
@@ -125,3 +132,22 @@ def check_ids(name: str, value: Any, *, rows: int, n_items: int) -> NDArray[np.i
             f"{name}: expected each item once a row, got item {ordered[row, at]} twice in row {row}"
         )
     return np.ascontiguousarray(array, dtype=np.int32)
+
+
+def check_id_set(name: str, value: Any, *, n_items: int) -> NDArray[np.int32]:
+    """Return the distinct item ids (c,) int32 of an array in any order, ascending.
+
+    -1 stands for none and is left out.
+
+    Raises
+    ------
+    ValueError
+        Another shape or dtype, or an id out of range.
+    """
+    array = _array(name, value)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected shape (c,), got {array.shape}")
+    if array.dtype.kind in "iu":
+        array = np.unique(array)
+    ids = check_ids(name, array[None], rows=1, n_items=n_items)[0]
+    return ids[ids >= 0]

@@ -15,8 +15,9 @@ from cexnn.checks import check_choice, check_ids
 from cexnn.compact import DTYPES, rounded
 from cexnn.device import resolve_device, resolve_num_threads
 from cexnn.growth import with_items, without_items
-from cexnn.index_search import ItemsAsTheyAre, SearchableIndex
+from cexnn.index_search import SearchableIndex
 from cexnn.learned import Learned, read, write
+from cexnn.searched import ItemsAsTheyAre
 
 __all__ = ["Index"]
 

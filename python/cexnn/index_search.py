@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any, TypedDict, Unpack
@@ -9,8 +11,13 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn import _core
-from cexnn.checks import check_choice, check_float, check_ids, check_int, check_matrix
+from cexnn.checks import (
+    check_choice,
+    check_float,
+    check_ids,
+    check_int,
+    check_matrix,
+)
 from cexnn.device import resolve_num_threads
 from cexnn.drive import arun, run
 from cexnn.embedding_maps import query_priors
@@ -22,9 +29,10 @@ from cexnn.schedule import check_stop, resolve_rounds
 from cexnn.score_map import drawn_in, standardised
 from cexnn.scorer import Scorer, check_call
 from cexnn.search import SearchResult, Session, Units
+from cexnn.searched import ItemsAsTheyAre
 from cexnn.trace import SearchTrace
 
-__all__ = ["ItemsAsTheyAre", "SearchOptions", "SearchableIndex"]
+__all__ = ["SearchOptions", "SearchableIndex"]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
@@ -45,27 +53,11 @@ class SearchOptions(TypedDict, total=False):
     query_embeddings: FloatArray | None
     first: Any
     exclude: Any
+    only: Any
     update: str
     mix: float
     stop: str | None
     num_threads: int | None
-
-
-class ItemsAsTheyAre:
-    """The items as they are at one time: what was learned, and native searchers over it."""
-
-    def __init__(self, learned: Learned, device: str) -> None:
-        self.learned = learned
-        factors, offsets = learned.item_factors, learned.item_offsets
-        self.removed = np.flatnonzero(np.isneginf(offsets)).astype(np.int32)
-        plain = (
-            np.where(np.isneginf(offsets), offsets, np.float32(0)) if self.removed.size else None
-        )
-        codes, scales = (None, None) if learned.compact is None else learned.compact.native()
-        self.plain = _core.Searcher(factors, plain, codes, scales, device)
-        self.calibrated = self.plain
-        if np.where(np.isneginf(offsets), 0, offsets).any():
-            self.calibrated = _core.Searcher(factors, offsets, codes, scales, device)
 
 
 class SearchableIndex:
@@ -84,6 +76,7 @@ class SearchableIndex:
         query_embeddings: FloatArray | None = None,
         first: Any = None,
         exclude: Any = None,
+        only: Any = None,
         update: str = "calibrated",
         mix: float = 0.0,
         stop: str | None = None,
@@ -119,6 +112,10 @@ class SearchableIndex:
         exclude : (c,) int, optional
             Ids of items that no query is to find or to pay for. Meant for few: each round looks
             at ``c`` more.
+        only : (c,) int, optional
+            Ids of the items to search among, at least one: no query finds or pays for another.
+            The answer is that of excluding all others, but a search among few takes no longer
+            than over an index of as many. A budget that covers them scores them all.
         update : {"calibrated", "least_squares"}
             How scores become a query's factors: the posterior mean of the calibrated model, or
             the minimum-norm least squares of the AXN paper.
@@ -185,6 +182,7 @@ class SearchableIndex:
             query_embeddings=query_embeddings,
             first=first,
             exclude=exclude,
+            only=only,
             update=update,
             mix=mix,
             stop=stop,
@@ -236,8 +234,16 @@ class SearchableIndex:
         pace = make_pace(deadline_ms, _handover(scorer))
         n_queries = check_call(scorer, queries)
         options.setdefault("num_threads", 1)
-        session = self._start(n_queries, SearchTrace() if trace else None, **options)
-        work = n_queries * self._items.learned.item_factors.size
+        start = functools.partial(
+            self._start, n_queries, SearchTrace() if trace else None, **options
+        )
+        n_items, only = self._items.learned.item_factors.shape[0], options.get("only")
+        if only is None:
+            session = start()
+        else:  # their factors are gathered
+            session = await asyncio.get_running_loop().run_in_executor(None, start)
+            n_items = min(n_items, np.size(only))
+        work = n_queries * n_items * self._items.learned.item_factors.shape[1]
         result = await arun(session, scorer, queries, pace=pace, inline=work <= _INLINE)
         return _timed(result, started, pace)
 
@@ -251,6 +257,7 @@ class SearchableIndex:
         query_embeddings: FloatArray | None = None,
         first: Any = None,
         exclude: Any = None,
+        only: Any = None,
         update: str = "calibrated",
         mix: float = 0.0,
         stop: str | None = None,
@@ -281,6 +288,7 @@ class SearchableIndex:
             query_embeddings=query_embeddings,
             first=first,
             exclude=exclude,
+            only=only,
             update=update,
             mix=mix,
             stop=stop,
@@ -298,6 +306,7 @@ class SearchableIndex:
         query_embeddings: FloatArray | None = None,
         first: Any = None,
         exclude: Any = None,
+        only: Any = None,
         update: str = "calibrated",
         mix: float = 0.0,
         stop: str | None = None,
@@ -314,21 +323,16 @@ class SearchableIndex:
         state, opening = self._items, None
         n_items = len(state.learned.item_factors)
         if first is not None:
-            given = check_ids("first", first, rows=n_queries, n_items=n_items)
-            opening = np.where(np.isin(given, state.removed), np.int32(-1), given)
-        excluded = None
-        if exclude is not None:
-            given = check_ids(
-                "exclude", np.unique(np.asarray(exclude))[None], rows=1, n_items=n_items
-            )
-            excluded = np.setdiff1d(given[given >= 0], state.removed)
-            if opening is not None:
-                opening = np.where(np.isin(opening, excluded), np.int32(-1), opening)
+            opening = check_ids("first", first, rows=n_queries, n_items=n_items)
+        searched = state.searched(only=only, exclude=exclude)
+        if opening is not None:
+            opening = np.where(np.isin(opening, state.removed), np.int32(-1), opening)
+            opening = searched.allowed(opening)
         model, calibrated = state.learned.model, update == "calibrated"
         learned_rounds = state.learned.rounds if calibrated else ()
-        openers = [state.plain]
-        if calibrated and state.calibrated is not state.plain:
-            openers.append(state.calibrated)
+        openers = [searched.plain]
+        if calibrated and searched.calibrated is not searched.plain:
+            openers.append(searched.calibrated)
         start = time.perf_counter()
         priors = _priors(state.learned, n_queries, query_embeddings, opened=opening is not None)
         if trace is not None:
@@ -339,7 +343,7 @@ class SearchableIndex:
             model.calibrated() if calibrated else model.least_squares(mix),
             priors,
             n_items=n_items,
-            n_searchable=n_items - len(state.removed),
+            n_searchable=searched.n_items,
             k=k,
             budget=budget,
             rounds=resolve_rounds(rounds, budget, learned_rounds),
@@ -353,7 +357,7 @@ class SearchableIndex:
                 or (state.learned.query_scale == 0 and len(state.learned.query_map) == 0),
             ),
             num_threads=resolve_num_threads(num_threads),
-            excluded=excluded,
+            excluded=searched.excluded,
             trace=trace,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Set
 from typing import Any
 
-__all__ = ["check_texts", "is_list_like", "row_numbers", "split_items"]
+__all__ = ["check_texts", "check_unicode", "is_list_like", "row_numbers", "split_items"]
 
 
 def is_list_like(value: Any) -> bool:
@@ -22,6 +22,19 @@ def check_texts(name: str, texts: Any) -> list[str]:
         if not isinstance(text, str):
             raise ValueError(f"{name}[{number}]: expected a text, got {type(text).__name__}")
     return found
+
+
+def check_unicode(name: str, texts: list[str]) -> list[str]:
+    """Return texts if all are valid Unicode, or raise `ValueError` naming the one that is not."""
+    for number, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{name}[{number}]: expected valid Unicode, got a lone surrogate at character "
+                f"{error.start}"
+            ) from error
+    return texts
 
 
 def split_items(items: Any, n_items: int) -> tuple[list[Any] | None, list[str] | None]:

@@ -1,9 +1,9 @@
-"""The items of a retriever: from ids to rows and back."""
+"""The items of a retriever: from ids to rows and back, and the hits of a search."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,27 @@ from numpy.typing import NDArray
 from cexnn.checks import check_int
 from cexnn.index import Index
 from cexnn.items import row_numbers, split_items
+from cexnn.search import SearchResult
 
-__all__ = ["KnownItems"]
+__all__ = ["Hit", "KnownItems"]
+
+
+class Hit(NamedTuple):
+    """One answer of a search.
+
+    Attributes
+    ----------
+    id : hashable
+        The item's own id, or its row number in the index if items have none.
+    text : str or None
+        The item's text; None if the retriever was made without items.
+    score : float
+        The cross-encoder's score.
+    """
+
+    id: Any
+    text: str | None
+    score: float
 
 
 class KnownItems:
@@ -41,7 +60,7 @@ class KnownItems:
     >>> index = Index.build(item_embeddings=np.eye(2, dtype=np.float32))
     >>> known = KnownItems([("x", "a red fox"), ("y", "a blue whale")], index)
     >>> known.item(1), known.row("x"), known.rows("exclude", ["y", "nobody"])
-    (('y', 'a blue whale'), 0, [1])
+    (('y', 'a blue whale'), 0, [1, -1])
     """
 
     def __init__(self, items: Iterable[Any] | None, index: Index) -> None:
@@ -64,6 +83,17 @@ class KnownItems:
         item_id = row if self._ids is None else self._ids[row]
         return item_id, None if self.texts is None else self.texts[row]
 
+    def hits(self, result: SearchResult) -> list[list[Hit]]:
+        """Return the hits of each query; see `Retriever.hits`."""
+        return [
+            [
+                Hit(*self.item(row), score)
+                for row, score in zip(rows, scores, strict=True)
+                if row >= 0  # -1: fewer than k items were scored
+            ]
+            for rows, scores in zip(result.ids.tolist(), result.scores.tolist(), strict=True)
+        ]
+
     def row(self, item_id: Any) -> int | None:
         """Return the row of an id; None if no item has it."""
         if self._rows is not None:
@@ -72,10 +102,10 @@ class KnownItems:
         return int(item_id) if whole and 0 <= item_id < self._index.n_items else None
 
     def rows(self, name: str, ids: Iterable[Any]) -> list[int]:
-        """Return the rows of ids, passing over those that no item has."""
+        """Return the rows of ids, -1 for those that no item has."""
         if isinstance(ids, str) or not isinstance(ids, Iterable):
             raise ValueError(f"{name}: expected a sequence of ids, got {ids!r}")
-        return [row for row in map(self.row, ids) if row is not None]
+        return [-1 if row is None else row for row in map(self.row, ids)]
 
     def opening(self, first: Sequence[Sequence[Any]], n_queries: int) -> NDArray[np.int32]:
         """Return row numbers of the ids to open with, (n_queries, c), filled up with -1."""

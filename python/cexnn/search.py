@@ -15,6 +15,7 @@ from cexnn import _core
 from cexnn.confidence import Confidence
 from cexnn.schedule import SHORTLIST, resolve_rounds, round_sizes
 from cexnn.score_csr import csr_from_pairs
+from cexnn.searched import AnySearcher
 from cexnn.trace import RoundTrace, SearchTrace
 
 __all__ = ["SearchResult", "Session", "resolve_rounds"]
@@ -63,9 +64,9 @@ class Session:
 
     Parameters
     ----------
-    searcher : native Searcher
+    searcher : native Searcher or SomeItems
         Over the items' factors.
-    openers : sequence of native Searcher
+    openers : sequence of the same
         Whose best items under the priors open the search, taken in turn.
     model : native QueryModel
         How scores become a query's factors.
@@ -74,7 +75,7 @@ class Session:
     n_items, k, budget, rounds, num_threads : int
         As `Index.search` takes them, checked.
     first : (n_queries, c) int32, optional
-        Items to open with, best first, -1 for none.
+        Items to open with, best first, -1 for none; none that is excluded.
     units : callable, optional
         From scores (n, b), and which of them are known, to scores as the model wants them, in
         their order within a row; by default as they are.
@@ -91,8 +92,8 @@ class Session:
 
     def __init__(
         self,
-        searcher: _core.Searcher,
-        openers: Sequence[_core.Searcher],
+        searcher: AnySearcher,
+        openers: Sequence[AnySearcher],
         model: _core.QueryModel,
         priors: FloatArray,
         *,
@@ -279,14 +280,13 @@ class Session:
             nothing: IdArray = np.empty(0, dtype=np.int32)
             nowhere = np.zeros(self.n_queries + 1, dtype=np.int64)
             wider = size + len(self._excluded)
-            best = [
-                opener.top_items(self._priors, nowhere, nothing, wider, self._num_threads)[0]
-                for opener in self._openers
-            ]
+            best = []
+            for opener in self._openers:
+                told = (self._priors, nowhere, nothing)
+                ids = opener.top_items(*told, wider, self._num_threads)[0]
+                best.append(self._sifted(ids, size)[0] if len(self._excluded) else ids)
             given.append(np.stack(best, axis=2).reshape(self.n_queries, -1))
         candidates = np.concatenate(given, axis=1)
-        if len(self._excluded):
-            candidates = np.where(np.isin(candidates, self._excluded), np.int32(-1), candidates)
         opening = np.empty((self.n_queries, size), dtype=np.int32)
         for row, ids in enumerate(candidates.tolist()):
             opening[row] = [i for i in dict.fromkeys(ids) if i >= 0][:size]
@@ -304,11 +304,16 @@ class Session:
             ids = self._next_traced(known, wider)
         if len(self._excluded) == 0:
             return ids
-        bad = np.isin(ids, self._excluded)
-        order = np.argsort(bad, axis=1, kind="stable")[:, :size]
+        ids, order = self._sifted(ids, size)
         if self._estimates is not None:
             self._estimates = np.take_along_axis(self._estimates, order, axis=1)
-        return np.take_along_axis(np.where(bad, np.int32(-1), ids), order, axis=1)
+        return ids
+
+    def _sifted(self, ids: IdArray, size: int) -> tuple[IdArray, NDArray[np.int64]]:
+        """Return the first ``size`` ids that are not excluded, -1 behind them, and their places."""
+        bad = np.isin(ids, self._excluded)
+        order = np.argsort(bad, axis=1, kind="stable")[:, :size]
+        return np.take_along_axis(np.where(bad, np.int32(-1), ids), order, axis=1), order
 
     def _next_traced(self, known: _Known, size: int) -> IdArray:
         """Take the two halves of the native step one by one, and time them."""

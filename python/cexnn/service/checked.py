@@ -45,8 +45,9 @@ def checked_search(body: SearchRequest, limits: Limits) -> Question:
         raise ServiceError.invalid("rounds", f"expected at most the budget, {budget}, got {rounds}")
     if body.deadline_ms is not None:
         limits.check_number("deadline_ms", body.deadline_ms, "max_deadline_ms")
-    if body.exclude is not None:
-        limits.check_count("exclude", body.exclude, "max_filter_ids")
+    for name, ids in (("exclude", body.exclude), ("only", body.only)):
+        if ids is not None:
+            limits.check_count(name, ids, "max_filter_ids")
     return Question(k, budget, rounds, _matrix(body.query_embeddings))
 
 

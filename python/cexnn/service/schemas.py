@@ -84,6 +84,12 @@ class SearchRequest(_Strict):
         "passed over.",
         examples=[["0000001-1"]],
     )
+    only: Annotated[list[ItemId], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Ids of the items to search among: no others are scored or found. Ids that no "
+        "item has are passed over.",
+        examples=[None],
+    )
     query_embeddings: list[list[FiniteFloat]] | None = Field(
         default=None,
         description="A dual encoder's embeddings of the queries, one list each, for an index that "

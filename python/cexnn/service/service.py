@@ -92,7 +92,8 @@ class Service:
         question = checked_search(body, self.limits)
         serving = self._serving
         retriever = serving.retriever
-        n_calls = len(body.queries) * min(question.budget, retriever.index.n_items)
+        n_items = retriever.index.n_items if body.only is None else len(body.only)
+        n_calls = len(body.queries) * min(question.budget, n_items)
         with serving.used(), self._admission.work(n_calls):
             try:
                 serving.engine.check_room()
@@ -106,6 +107,7 @@ class Service:
                     question.budget,
                     rounds=question.rounds,
                     exclude=body.exclude or (),
+                    only=body.only,
                     query_embeddings=question.embeddings,
                     deadline_ms=deadline,
                     trace=body.trace,

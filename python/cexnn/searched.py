@@ -1,0 +1,185 @@
+"""What a search runs over: native searchers over all items of an index, or over some alone."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn import _core
+from cexnn.checks import check_id_set
+from cexnn.compact import Compact
+from cexnn.learned import Learned
+
+__all__ = ["AnySearcher", "ItemsAsTheyAre", "Searched", "SomeItems"]
+
+FloatArray = NDArray[np.float32]
+IdArray = NDArray[np.int32]
+_Offsets = NDArray[np.int64]
+
+
+class SomeItems:
+    """A native searcher over some rows of an index, which go by their ids in the index.
+
+    It has the methods of `_core.Searcher` that a `Session` calls. The rows stand in the order of
+    their ids, so that equals are ranked as they are among all items.
+
+    Parameters
+    ----------
+    searcher : native Searcher
+        Over these rows alone.
+    ids : (m,) int32
+        The ids of the rows, ascending.
+    """
+
+    def __init__(self, searcher: _core.Searcher, ids: IdArray) -> None:
+        self._searcher, self._ids = searcher, ids
+        self.make_state, self.keep = searcher.make_state, searcher.keep
+
+    def update(self, indptr: _Offsets, indices: IdArray, *told: Any) -> FloatArray:
+        """Return the queries' factors, (n, n_factors)."""
+        return self._searcher.update(indptr, self._rows(indices), *told)
+
+    def top_items(
+        self, query_factors: FloatArray, indptr: _Offsets, indices: IdArray, *wanted: Any
+    ) -> tuple[IdArray, FloatArray]:
+        """Return the ids of the best items not seen, and their approximate scores."""
+        seen = self._rows(indices)
+        rows, approximate = self._searcher.top_items(query_factors, indptr, seen, *wanted)
+        return self._named(rows), approximate
+
+    def posterior(
+        self,
+        indptr: _Offsets,
+        indices: IdArray,
+        values: FloatArray,
+        priors: FloatArray,
+        model: _core.QueryModel,
+        items: IdArray,
+        *rest: Any,
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return means and variances of the scores of items."""
+        known, asked = self._rows(indices), self._rows(items)
+        return self._searcher.posterior(indptr, known, values, priors, model, asked, *rest)
+
+    def next_items(
+        self, indptr: _Offsets, indices: IdArray, *told: Any
+    ) -> tuple[IdArray, FloatArray]:
+        """Return what `top_items` does for the factors that `update` makes."""
+        rows, approximate = self._searcher.next_items(indptr, self._rows(indices), *told)
+        return self._named(rows), approximate
+
+    def _rows(self, ids: IdArray) -> IdArray:
+        """Return the rows of ids that are all among these; -1 for -1."""
+        rows = np.searchsorted(self._ids, ids).astype(np.int32)
+        return np.where(ids >= 0, rows, np.int32(-1))
+
+    def _named(self, rows: IdArray) -> IdArray:
+        return np.where(rows >= 0, self._ids[rows], np.int32(-1))
+
+
+AnySearcher = _core.Searcher | SomeItems
+
+
+class Searched(NamedTuple):
+    """The items that a search may find.
+
+    Attributes
+    ----------
+    plain, calibrated : native Searcher or SomeItems
+        Searchers without the item offsets and with them; the same one where there are none.
+    n_items : int
+        How many items they can return.
+    ids : (n_items,) int32 or None
+        Those items, ascending; None: all that were not removed.
+    excluded : (c,) int32
+        Items among them that are not to be found all the same.
+    """
+
+    plain: AnySearcher
+    calibrated: AnySearcher
+    n_items: int
+    ids: IdArray | None = None
+    excluded: IdArray = np.empty(0, dtype=np.int32)
+
+    def allowed(self, ids: IdArray) -> IdArray:
+        """Return ids with -1 in the place of those that are not to be found."""
+        if self.ids is not None:
+            return np.where(np.isin(ids, self.ids), ids, np.int32(-1))
+        return np.where(np.isin(ids, self.excluded), np.int32(-1), ids)
+
+
+class ItemsAsTheyAre:
+    """The items as they are at one time: what was learned, and native searchers over it.
+
+    Attributes
+    ----------
+    learned : Learned
+        What the index is made of.
+    removed : (r,) int32
+        Ids of the items that were removed.
+    """
+
+    def __init__(self, learned: Learned, device: str) -> None:
+        self.learned, self._device = learned, device
+        offsets = learned.item_offsets
+        self.removed = np.flatnonzero(np.isneginf(offsets)).astype(np.int32)
+        searchers = self._searchers(learned.item_factors, offsets, learned.compact)
+        self._all = Searched(*searchers, len(offsets) - len(self.removed))
+
+    def searched(self, *, only: Any = None, exclude: Any = None) -> Searched:
+        """Return the items that a search may find; see `Index.search`.
+
+        Raises
+        ------
+        ValueError
+            Something else than ids of items, or none at all to search among.
+        """
+        offsets, excluded = self.learned.item_offsets, self._all.excluded
+        if exclude is not None:
+            excluded = check_id_set("exclude", exclude, n_items=len(offsets))
+            excluded = excluded[~np.isneginf(offsets[excluded])]
+        if only is None:
+            return self._all._replace(excluded=excluded)
+        ids = check_id_set("only", only, n_items=len(offsets))
+        if np.size(only) == 0:
+            raise ValueError("only: expected the id of one item at least, got none")
+        ids = ids[~np.isneginf(offsets[ids])]
+        if len(excluded):
+            ids = np.setdiff1d(ids, excluded, assume_unique=True)
+        return self._among(ids)
+
+    def _among(self, ids: IdArray) -> Searched:
+        """Return some items alone.
+
+        Up to a quarter of all are copied, so that a search reads no others: copying a row takes as
+        long as reading it some ten times. Of more, a search reads all, and offsets of minus
+        infinity keep it from the rest.
+        """
+        learned, n = self.learned, len(ids)
+        if n == 0:
+            return self._all._replace(n_items=0, ids=ids)
+        if 4 * n > len(learned.item_factors):
+            offsets = np.full_like(learned.item_offsets, -np.inf)
+            offsets[ids] = learned.item_offsets[ids]
+            searchers = self._searchers(learned.item_factors, offsets, learned.compact)
+            return Searched(*searchers, n, ids)
+        compact = None if learned.compact is None else learned.compact.of(ids)
+        plain, calibrated = self._searchers(
+            learned.item_factors[ids], learned.item_offsets[ids], compact
+        )
+        some = SomeItems(plain, ids)
+        return Searched(some, some if calibrated is plain else SomeItems(calibrated, ids), n, ids)
+
+    def _searchers(
+        self, factors: FloatArray, offsets: FloatArray, compact: Compact | None
+    ) -> tuple[_core.Searcher, _core.Searcher]:
+        """Make a searcher without offsets, but for those of minus infinity, and one with them."""
+        left_out = np.isneginf(offsets)
+        without = np.where(left_out, offsets, np.float32(0)) if left_out.any() else None
+        codes, scales = (None, None) if compact is None else compact.native()
+        plain = _core.Searcher(factors, without, codes, scales, self._device)
+        if not np.where(left_out, 0, offsets).any():
+            return plain, plain
+        return plain, _core.Searcher(factors, offsets, codes, scales, self._device)
