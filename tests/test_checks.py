@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cexnn.checks import check_ids, check_matrix
+from cexnn.checks import check_float, check_ids, check_int, check_matrix
 from cexnn.device import resolve_num_threads
 
 
@@ -26,3 +26,12 @@ def test_any_integer_is_a_number_of_threads():
     for bad in (0, -1, 1.0, True, "2"):
         with pytest.raises(ValueError, match="^num_threads: expected an integer of at least 1"):
             resolve_num_threads(bad)
+
+
+def test_numbers_that_python_writes_no_digits_of_are_named():
+    with pytest.raises(ValueError, match="^k: expected an integer from 1 to .*, got one of 16610"):
+        check_int("k", 10**5000, minimum=1)
+    with pytest.raises(ValueError, match="^k: expected an integer of at least 1, got one of"):
+        check_int("k", -(10**5000), minimum=1)
+    with pytest.raises(ValueError, match="^mix: expected a number of at least 0, got one of"):
+        check_float("mix", 10**5000, minimum=0)

@@ -11,7 +11,7 @@ import pytest
 from cexnn import Index, ScoringEngine
 from cexnn.drive import run
 from cexnn.engine.rate import Handover, Rate
-from cexnn.engine.submission import Limits, Submission, Work
+from cexnn.engine.submission import BatchLimits, Submission, Work
 from cexnn.engine.waiting import WaitingPairs
 from cexnn.pace import Pace
 
@@ -205,7 +205,7 @@ def a_rate(seconds_a_token):
 
 
 def test_what_cannot_be_scored_in_time_is_not_paid_for():
-    waiting = WaitingPairs(Limits(max_length=64, batch_tokens=100))
+    waiting = WaitingPairs(BatchLimits(max_length=64, batch_tokens=100))
     hopeless = submission([50, 60], deadline=100.4)
     hopeful = submission([10, 20, 30], arrived=1.0)
     for one in (hopeless, hopeful):
@@ -218,7 +218,7 @@ def test_what_cannot_be_scored_in_time_is_not_paid_for():
 
 
 def test_a_batch_is_no_larger_than_its_first_has_time_for():
-    waiting = WaitingPairs(Limits(max_length=64, batch_tokens=1000))
+    waiting = WaitingPairs(BatchLimits(max_length=64, batch_tokens=1000))
     hurried = submission([30, 10, 10, 10], deadline=100.25)
     waiting.add(hurried)
     waiting.add(submission([10] * 50, arrived=99.0))
@@ -231,7 +231,7 @@ def test_a_batch_is_no_larger_than_its_first_has_time_for():
 
 def test_batches_hold_like_lengths_and_someone_due_first():
     rng = np.random.default_rng(0)
-    waiting = WaitingPairs(Limits(max_length=128, batch_tokens=512))
+    waiting = WaitingPairs(BatchLimits(max_length=128, batch_tokens=512))
     some = [
         submission(np.clip(rng.lognormal(3.4, 0.5, 20), 8, 128).astype(int), arrived=float(q))
         for q in range(40)

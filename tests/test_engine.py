@@ -17,7 +17,9 @@ import pytest
 
 from cexnn import EngineBusyError, Index, ScorerError, ScoringEngine
 from cexnn.cross_encoder import BoundCrossEncoder
-from cexnn.engine import CallTrace
+from cexnn.engine import CallTrace, EngineClosedError
+from cexnn.engine.pair_queue import PairQueue
+from cexnn.engine.worker import Worker
 
 WAIT = 60  # seconds until a test that hangs is given up
 
@@ -332,7 +334,7 @@ def test_close_finishes_what_was_taken(gate, pool):
     engine.close()
     assert call.result(WAIT).tolist() == [1000, 1001, 1002, 1003]
     assert engine.closed
-    with pytest.raises(RuntimeError, match="the engine is closed"):
+    with pytest.raises(EngineClosedError, match="the engine is closed"):
         score(engine, 1, 1)
     engine.close()
 
@@ -352,11 +354,13 @@ def test_close_without_draining_keeps_what_was_scored(gate, pool):
 
 
 @pytest.mark.parametrize("n_pairs", [2, 3])  # all, or not all of them in the batch
-@pytest.mark.parametrize("broken", ["_deliver", "_pack", "_admit"])
-def test_nobody_waits_for_ever_where_the_engine_itself_fails(monkeypatch, caplog, broken, n_pairs):
-    from cexnn.engine.worker import Worker
-
-    whole, times = getattr(Worker, broken), []
+@pytest.mark.parametrize(
+    ("owner", "broken"), [(Worker, "_deliver"), (Worker, "_pack"), (PairQueue, "admit")]
+)
+def test_nobody_waits_for_ever_where_the_engine_itself_fails(
+    monkeypatch, caplog, owner, broken, n_pairs
+):
+    whole, times = getattr(owner, broken), []
 
     def breaks_once(self, *arguments):
         times.append(1)
@@ -364,7 +368,7 @@ def test_nobody_waits_for_ever_where_the_engine_itself_fails(monkeypatch, caplog
             raise MemoryError("no more")
         return whole(self, *arguments)
 
-    monkeypatch.setattr(Worker, broken, breaks_once)
+    monkeypatch.setattr(owner, broken, breaks_once)
     with ScoringEngine(lambda queries, rows, items: items, max_batch_pairs=2) as engine:
         with pytest.raises(ScorerError, match="the engine failed") as caught:
             score(engine, 1, *range(n_pairs))
@@ -424,6 +428,59 @@ def test_bad_options_are_named(options, message):
         ScoringEngine(lambda queries, rows, items: items, **options)
     with pytest.raises(ValueError, match="^scorer: expected a callable, got int"):
         ScoringEngine(3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"deadline": float("nan")}, "^deadline: expected seconds of time.monotonic, got nan"),
+        ({"deadline": "soon"}, "^deadline: expected seconds of time.monotonic, got 'soon'"),
+        ({"deadline": True}, "^deadline: expected seconds of time.monotonic, got True"),
+        ({"trace": []}, "^trace: expected a CallTrace, got list"),
+    ],
+)
+def test_bad_options_of_a_call_are_named(gate, options, message):
+    with ScoringEngine(gate) as engine:
+        with pytest.raises(ValueError, match=message):
+            engine([1], ids(0), ids(1), **options)
+        for call in (
+            lambda: engine.score([1], ids(0), ids(1), **options),
+            lambda: engine.score_texts([("a", "b")], **options),
+        ):
+            with pytest.raises(ValueError, match=message):
+                asyncio.run(call())
+    assert not gate.calls
+
+
+def test_a_search_with_a_closed_engine_says_so(world):
+    index, options = Index.build(item_embeddings=world.items), {"query_embeddings": world.queries}
+    engine = ScoringEngine(lambda queries, rows, items: world.table[rows, items])
+    engine.close()
+    for search in (
+        lambda: index.search(engine, range(8), **options),
+        lambda: asyncio.run(index.asearch(engine, range(8), **options)),
+    ):
+        with pytest.raises(RuntimeError, match="^scorer: the engine is closed$") as caught:
+            search()
+        assert not isinstance(caught.value, ScorerError)
+        assert caught.value.session.result().n_calls.tolist() == [0] * 8
+
+
+def test_an_engine_closed_in_mid_search_leaves_what_was_paid_for(world):
+    index, engines = Index.build(item_embeddings=world.items), []
+
+    class Closing:
+        def on_batch(self, report):
+            engines[0].close()
+
+    engines.append(
+        ScoringEngine(lambda queries, rows, items: world.table[rows, items], observer=Closing())
+    )
+    with pytest.raises(EngineClosedError) as caught:
+        index.search(engines[0], range(8), budget=40, rounds=4, query_embeddings=world.queries)
+    found = caught.value.session.result()
+    assert found.n_calls.sum() == engines[0].stats.n_pairs > 0
+    assert not found.complete.any()
 
 
 def test_bad_pairs_are_named(gate):

@@ -13,7 +13,7 @@ from cexnn import ScoringEngine
 from cexnn.engine import backends
 from cexnn.engine.backends import PlainBackend
 from cexnn.engine.rate import Rate
-from cexnn.engine.submission import Limits, Submission, Work
+from cexnn.engine.submission import BatchLimits, Submission, Work
 from cexnn.engine.waiting import WaitingPairs
 from cexnn.engine.worker import Worker
 
@@ -179,7 +179,7 @@ def test_a_stall_is_not_taken_for_the_rate():
 
 
 def test_a_busy_model_is_not_given_what_comes_too_late():
-    waiting, late = WaitingPairs(Limits(64, 256)), submission([10, 20], deadline=1.0)
+    waiting, late = WaitingPairs(BatchLimits(64, 256)), submission([10, 20], deadline=1.0)
     waiting.add(late)
     assert waiting.take(0.0, slow(1, 1.0), idle=False) == (None, [late])
     over, near = submission([10], deadline=-1.0), submission([20, 10], deadline=1.0)
@@ -191,7 +191,7 @@ def test_a_busy_model_is_not_given_what_comes_too_late():
 
 
 def test_the_best_come_first_where_there_is_no_time_for_all():
-    waiting = WaitingPairs(Limits(64, 256))
+    waiting = WaitingPairs(BatchLimits(64, 256))
     hurried = submission([9, 60, 20, 50, 8], deadline=1.0)
     waiting.add(hurried)
     waiting.add(submission([60, 60]))
@@ -204,13 +204,13 @@ def test_the_best_come_first_where_there_is_no_time_for_all():
     batch, _ = waiting.take(0.0, rate)
     assert batch.parts[0].positions.tolist() == [1]
     plenty = submission([9, 60, 20, 50, 8], deadline=100.0)
-    alone = WaitingPairs(Limits(64, 256))
+    alone = WaitingPairs(BatchLimits(64, 256))
     alone.add(plenty)
     assert alone.take(0.0, rate)[0].n_pairs == 4  # by length: four of 60
 
 
 def test_each_query_s_best_come_first():
-    waiting = WaitingPairs(Limits(1, 256))
+    waiting = WaitingPairs(BatchLimits(1, 256))
     waiting.add(submission([1] * 6, rows=[0, 0, 0, 1, 1, 1], deadline=1.0))
     batch, _ = waiting.take(0.0, slow(1, 0.24))
     assert sorted(batch.parts[0].positions.tolist()) == [0, 1, 3, 4][: batch.n_pairs]
@@ -261,6 +261,6 @@ def test_thousands_of_cancelled_calls_leave_nothing_behind():
 
     with ScoringEngine(scorer, max_queued_pairs=500) as engine:
         assert asyncio.run(main(engine)).tolist() == [0]
-    worker = engine._worker
-    assert (worker._waiting.n_pairs, worker._waiting.n_tokens, len(worker._line)) == (0, 0, 0)
+    queue = engine._worker._queue
+    assert (queue.n_pairs, queue.waiting.n_tokens, len(queue)) == (0, 0, 0)
     assert engine.stats.n_pairs <= 1 + 256  # one batch may have been packed

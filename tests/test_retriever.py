@@ -191,7 +191,9 @@ def test_an_encoder_without_embeddings_is_refused(world):
         ({"texts": "query 4"}, "^texts: expected a sequence of texts, got str"),
         ({"texts": {"q": "query 4"}}, "^texts: expected a sequence of texts, got dict"),
         ({"texts": ["query 4", 5]}, r"^texts\[1\]: expected a text, got int"),
+        ({"texts": ["query 4", "\ud800"]}, r"^texts\[1\]: expected valid Unicode, got a lone surr"),
         ({"k": 0}, "^k: expected an integer of at least 1"),
+        ({"k": 10**30}, "^k: expected an integer from 1 to 2147483647, got 10000"),
         ({"first": [["id-1"], []]}, "^first: expected ids for each of 1 queries, got 2"),
         ({"first": [["nobody"]]}, r"^first\[0\]: expected ids of items, got 'nobody'"),
         ({"first": ["id-1"]}, r"^first\[0\]: expected a sequence of ids, got 'id-1'"),
@@ -301,3 +303,12 @@ def test_an_opened_retriever_is_pickled_as_its_path(index, tmp_path):
         Retriever.open(tmp_path)
     with pytest.raises(ValueError, match="^engine: expected a mapping of options, got bool"):
         Retriever.open(tmp_path / "folder", engine=True)
+    for bad, message in [
+        ({"nope": 1}, "^engine: expected options among .*, got 'nope'"),
+        ({"cache_pairs": -1}, "^cache_pairs: expected an integer of at least 0"),
+        ({"max_wait_ms": float("nan")}, "^max_wait_ms: expected a number of at least 0"),
+        ({"max_batch_tokens": 0}, "^max_batch_tokens: expected an integer of at least 1"),
+        ({"observer": print}, "^observer: expected one with on_batch"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Retriever.open(tmp_path / "nowhere", engine=bad)  # before anything is loaded

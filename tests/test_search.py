@@ -379,11 +379,16 @@ def test_whatever_ends_a_search_carries_the_session(world, index, table_scorer, 
     assert caught.value.session.result().n_calls.tolist() == [20] * world.n_queries
 
 
-def test_an_answer_too_large_for_the_memory_fails_before_it_is_paid_for(world, index, table_scorer):
+@pytest.mark.parametrize("name", ["k", "budget", "rounds", "num_threads"])
+def test_numbers_too_large_for_anything_are_named(world, index, table_scorer, name):
     scorer = table_scorer(world.table)
-    for k in (10**13, 2**70):
-        with pytest.raises((MemoryError, ValueError, OverflowError)):
-            index.search(scorer, range(world.n_queries), **options(world, k=k))
+    for number in (2**63, 10**30, 10**5000):
+        with pytest.raises(ValueError, match=f"^{name}: expected an integer from 1 to"):
+            index.search(scorer, range(world.n_queries), **options(world, **{name: number}))
+        with pytest.raises(ValueError, match=f"^{name}: expected an integer from 1 to"):
+            index.session(world.n_queries, **options(world, **{name: number}))
+    with pytest.raises(ValueError, match="^k: expected an integer from 1 to 2147483647, got"):
+        index.search(scorer, range(world.n_queries), **options(world, k=10**13))
     assert not scorer.seen.any()
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from cexnn import _core
-from cexnn.checks import check_choice, check_float, check_int, check_matrix
+from cexnn.checks import LARGEST_SEED, check_choice, check_float, check_int, check_matrix
 from cexnn.device import resolve_device, resolve_num_threads
 from cexnn.progress import ProgressBar, progress_bar
 from cexnn.score_csr import check_scores, csr_from_pairs, stored_rows, take_rows
@@ -138,7 +138,7 @@ def factorize(
     if n_factors is None:
         n_factors = default_n_factors(matrix)
     check_int("n_factors", n_factors, minimum=1)
-    rng = np.random.default_rng(check_int("seed", seed, minimum=0))
+    rng = np.random.default_rng(check_int("seed", seed, minimum=0, maximum=LARGEST_SEED))
     start = _start(matrix, v0, n_factors, rng) if item_start is None else item_start
     lambdas = check_regularization(regularization)
     if lambdas is None:

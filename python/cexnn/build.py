@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from cexnn.als import check_regularization, default_n_factors
-from cexnn.checks import check_choice, check_int, check_matrix
+from cexnn.checks import LARGEST_SEED, check_choice, check_int, check_matrix
 from cexnn.embedding_maps import no_map, take_embeddings
 from cexnn.gated import import_torch
 from cexnn.held_out import choose_form, choose_score_map, starts
@@ -60,7 +60,7 @@ def learn(
     progress: bool,
 ) -> Learned:
     """Check the arguments of `Index.build` and learn what they allow; see there."""
-    check_int("seed", seed, minimum=0)
+    check_int("seed", seed, minimum=0, maximum=LARGEST_SEED)
     check_int("n_iterations", n_iterations, minimum=1)
     check_regularization(regularization)
     check_choice("item_factors", item_factors, ("auto", *FORMS))

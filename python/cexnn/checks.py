@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "LARGEST_SEED",
+    "MAX_SIZE",
     "check_choice",
     "check_float",
     "check_id_set",
@@ -18,18 +20,34 @@ __all__ = [
     "check_matrix",
 ]
 
+LARGEST = 2**63 - 1
+"""The largest integer that arrays and the native core can hold."""
 
-def check_int(name: str, value: Any, *, minimum: int, maximum: int | None = None) -> int:
+MAX_SIZE = 2**31 - 1
+"""Rows and items that there can be at most: their numbers are int32."""
+
+LARGEST_SEED = 2**128 - 1
+"""What a generator takes."""
+
+
+def check_int(name: str, value: Any, *, minimum: int, maximum: int = LARGEST) -> int:
     """Return an integer within bounds, or raise `ValueError` naming the argument."""
     try:
         number = operator.index(value)
     except TypeError:
         number = minimum - 1
-    within = number >= minimum and (maximum is None or number <= maximum)
-    if not within or isinstance(value, bool):
-        bounds = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-        raise ValueError(f"{name}: expected an integer {bounds}, got {value!r}")
+    if not minimum <= number <= maximum or isinstance(value, bool):
+        unbounded = number <= maximum and maximum >= MAX_SIZE  # nobody meant a number so large
+        bounds = f"of at least {minimum}" if unbounded else f"from {minimum} to {maximum}"
+        raise ValueError(f"{name}: expected an integer {bounds}, got {_shown(value)}")
     return number
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:  # Python writes no integers of thousands of digits
+        return f"one of {value.bit_length()} bits"
 
 
 def check_float(name: str, value: Any, *, minimum: float, maximum: float = math.inf) -> float:
@@ -40,7 +58,9 @@ def check_float(name: str, value: Any, *, minimum: float, maximum: float = math.
         number = math.nan
     if not (math.isfinite(number) and minimum <= number <= maximum) or isinstance(value, bool):
         top = "" if math.isinf(maximum) else f" and at most {maximum:g}"
-        raise ValueError(f"{name}: expected a number of at least {minimum:g}{top}, got {value!r}")
+        raise ValueError(
+            f"{name}: expected a number of at least {minimum:g}{top}, got {_shown(value)}"
+        )
     return number
 
 
@@ -148,6 +168,7 @@ def check_id_set(name: str, value: Any, *, n_items: int) -> NDArray[np.int32]:
     if array.ndim != 1:
         raise ValueError(f"{name}: expected shape (c,), got {array.shape}")
     if array.dtype.kind in "iu":
-        array = np.unique(array)
-    ids = check_ids(name, array[None], rows=1, n_items=n_items)[0]
+        array = np.sort(array)  # np.unique hashes, which takes many times as long
+        array = array[np.concatenate([[True], array[1:] != array[:-1]])[: len(array)]]
+    ids: NDArray[np.int32] = check_ids(name, array[None], rows=1, n_items=n_items)[0]
     return ids[ids >= 0]

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cexnn.checks import check_ids, check_int
-from cexnn.score_csr import MAX_SIZE
+from cexnn.checks import MAX_SIZE, check_ids, check_int
 from cexnn.score_matrix import score_pairs
 from cexnn.scorer import Scorer, check_call
 
@@ -81,10 +80,10 @@ def exact(
            [5., 1.]], dtype=float32))
     """
     n_queries = check_call(scorer, queries)
-    n_items = check_int("n_items", n_items, minimum=1)
+    n_items = check_int("n_items", n_items, minimum=1, maximum=MAX_SIZE)
     if n_items > MAX_SIZE:
         raise ValueError(f"n_items: expected at most {MAX_SIZE}, got {n_items}")
-    k = check_int("k", k, minimum=1)
+    k = check_int("k", k, minimum=1, maximum=MAX_SIZE)
     ids = np.full((n_queries, k), -1, dtype=np.int32)  # too large for the memory: no score is lost
     scores = np.full((n_queries, k), np.nan, dtype=np.float32)
     rows = np.repeat(np.arange(n_queries, dtype=np.int32), n_items)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn.checks import (
+    MAX_SIZE,
     check_choice,
     check_float,
     check_ids,
@@ -314,7 +315,7 @@ class SearchableIndex:
     ) -> Session:
         """Check a search's options and start it."""
         check_int("n_queries", n_queries, minimum=0)
-        check_int("k", k, minimum=1)
+        check_int("k", k, minimum=1, maximum=MAX_SIZE)
         check_int("budget", budget, minimum=1)
         check_choice("update", update, UPDATES)
         check_float("mix", mix, minimum=0, maximum=1)
@@ -371,6 +372,7 @@ def _timed(result: SearchResult, started: float, pace: Pace | None) -> SearchRes
         pace.over()
     if result.trace is not None:
         result.trace.total_ms = (time.perf_counter() - started) * 1e3
+        result.trace.n_incomplete = int((~result.complete).sum())
     return result
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from cexnn.cross_encoder import CrossEncoder
 from cexnn.engine import ScoringEngine
+from cexnn.engine.options import check_options
 from cexnn.index import Index
 from cexnn.known_items import Hit, KnownItems
 from cexnn.scorer import Scorer
@@ -112,12 +113,13 @@ class Retriever(SearchableTexts):
         Raises
         ------
         ValueError, IndexFileError, OSError, ImportError, ConnectionError
-            The folder, or the cross-encoder that it names, cannot be used.
+            A bad option, or the folder, or the cross-encoder that it names, cannot be used.
         """
         from cexnn.index_folder import read_folder  # which knows retrievers
 
         if engine is not None and not isinstance(engine, Mapping):
             raise ValueError(f"engine: expected a mapping of options, got {type(engine).__name__}")
+        check_options(engine or {})  # before anything is loaded
         path = os.path.abspath(folder)
         content = read_folder(path, device=device)
         found = content.retriever(device=device, num_threads=num_threads)

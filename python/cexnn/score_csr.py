@@ -8,9 +8,9 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
 
-__all__ = ["check_scores", "csr_from_pairs", "stored_rows", "take_rows"]
+from cexnn.checks import MAX_SIZE
 
-MAX_SIZE = 2**31 - 1
+__all__ = ["check_scores", "csr_from_pairs", "stored_rows", "take_rows"]
 
 
 def csr_from_pairs(

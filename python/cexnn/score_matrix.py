@@ -12,9 +12,9 @@ import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
 from cexnn.checkpoint import Checkpoint, Job
-from cexnn.checks import check_int
+from cexnn.checks import LARGEST_SEED, MAX_SIZE, check_int
 from cexnn.progress import progress_bar
-from cexnn.score_csr import MAX_SIZE, check_scores, csr_from_pairs, sort_pairs
+from cexnn.score_csr import check_scores, csr_from_pairs, sort_pairs
 from cexnn.scorer import Scorer, ScorerError, call_scorer
 
 __all__ = ["check_scores", "sample_pairs", "score_pairs"]
@@ -97,7 +97,7 @@ def sample_pairs(
     if not (isinstance(random_fraction, (int, float, np.floating)) and 0 <= random_fraction <= 1):
         raise ValueError(f"random_fraction: expected a number from 0 to 1, got {random_fraction!r}")
     if not isinstance(seed, np.random.Generator):
-        seed = np.random.default_rng(check_int("seed", seed, minimum=0, maximum=2**128 - 1))
+        seed = np.random.default_rng(check_int("seed", seed, minimum=0, maximum=LARGEST_SEED))
     best = np.empty((n_queries, 0), dtype=np.int32)
     if candidates is not None:
         best = _integers("candidates", candidates, 2)

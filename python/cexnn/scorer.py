@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cexnn.search import Session
 
 __all__ = [
+    "EngineClosedError",
     "PairScorer",
     "Scorer",
     "ScorerError",
@@ -82,6 +83,20 @@ class ScorerError(RuntimeError):
         self.scores = scores
         self.session: Session | None = None
         self.paid: scipy.sparse.csr_array | None = None
+
+
+class EngineClosedError(RuntimeError):
+    """A `ScoringEngine` is closed and takes no more pairs.
+
+    Attributes
+    ----------
+    session : Session or None
+        As `ScorerError` has it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("scorer: the engine is closed")
+        self.session: Session | None = None
 
 
 def check_call(scorer: Scorer, queries: Sequence[Any]) -> int:
@@ -153,6 +168,8 @@ def naming_pairs(rows: IdArray, items: IdArray) -> Iterator[None]:
         yield
     except ScorerError as error:
         error.scores = _usable(error.scores, len(rows))
+        raise
+    except EngineClosedError:  # nothing is wrong with these pairs
         raise
     except Exception as error:
         raise ScorerError(

@@ -55,12 +55,20 @@ class SearchTrace:
     prior_ms : float
         Milliseconds in making the queries' factors before any score is known.
     total_ms : float
-        Milliseconds of the whole search.
+        Milliseconds of the whole search, of a `Retriever` that of its encoder included.
+    n_incomplete : int
+        Queries that were not done when the search ended, by its deadline.
     """
 
     rounds: list[RoundTrace] = field(default_factory=list)
     prior_ms: float = 0.0
     total_ms: float = 0.0
+    n_incomplete: int = 0
+
+    @property
+    def n_calls(self) -> int:
+        """Pairs scored."""
+        return sum(int(np.isfinite(one.scores).sum()) for one in self.rounds)
 
     @property
     def padding_factor(self) -> float:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from cexnn import _core
 from cexnn.baselines.anchors import Anchors
-from cexnn.checks import check_float, check_ids, check_int, check_matrix
+from cexnn.checks import LARGEST_SEED, MAX_SIZE, check_float, check_ids, check_int, check_matrix
 from cexnn.device import resolve_num_threads
 from cexnn.drive import run
 from cexnn.query_model import QueryModel
@@ -244,7 +244,7 @@ class _CurSession(Session):
         self._random_share = check_float("random_share", random_share, minimum=0, maximum=1)
         self._rcond = check_float("rcond", rcond, minimum=0, maximum=1)
         budget = check_int("budget", budget, minimum=1)
-        seed = check_int("seed", seed, minimum=0)
+        seed = check_int("seed", seed, minimum=0, maximum=LARGEST_SEED)
         self._shuffled = np.random.default_rng(seed).permutation(n_items).astype(np.int32)
         given = np.empty((n_queries, 0), dtype=np.int32)
         if first is not None:
@@ -256,7 +256,7 @@ class _CurSession(Session):
             _UNASKED.least_squares(0.0),
             np.zeros((n_queries, n_anchors), dtype=np.float32),
             n_items=n_items,
-            k=check_int("k", k, minimum=1),
+            k=check_int("k", k, minimum=1, maximum=MAX_SIZE),
             budget=budget,
             rounds=resolve_rounds(rounds, budget),
             first=np.concatenate([given, np.tile(filling, (n_queries, 1))], axis=1),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from cexnn.baselines.first_stage import retrieve_and_rerank
 from cexnn.baselines.map_fitting import Lesson, fit_map
 from cexnn.baselines.paper import fit_scale
-from cexnn.checks import check_float, check_int, check_matrix
+from cexnn.checks import LARGEST_SEED, check_float, check_int, check_matrix
 from cexnn.score_csr import check_scores, take_rows
 from cexnn.scorer import Scorer, check_call
 from cexnn.search import SearchResult
@@ -130,7 +130,7 @@ class Distilled:
         share = _check_open("held_out_share", held_out_share, 1.0)
         patience = check_int("patience", patience, minimum=1)
         max_steps = check_int("max_steps", max_steps, minimum=1)
-        generator = np.random.default_rng(check_int("seed", seed, minimum=0))
+        generator = np.random.default_rng(check_int("seed", seed, minimum=0, maximum=LARGEST_SEED))
         start = time.perf_counter()
         slope = fit_scale(matrix, query_factors=queries, item_factors=items).slope
         teaching = generator.permutation(np.flatnonzero(np.diff(matrix.indptr) >= 2))

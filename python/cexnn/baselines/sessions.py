@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn import _core
-from cexnn.checks import check_int
+from cexnn.checks import MAX_SIZE, check_int
 from cexnn.device import resolve_num_threads
 from cexnn.query_model import QueryModel
 from cexnn.search import Session, resolve_rounds
@@ -57,7 +57,7 @@ def start(
     k, budget, rounds, num_threads : int
         As `Index.search` takes them; checked here.
     """
-    k = check_int("k", k, minimum=1)
+    k = check_int("k", k, minimum=1, maximum=MAX_SIZE)
     budget = check_int("budget", budget, minimum=1)
     plain = QueryModel(
         factor_variance=1.0,

@@ -11,21 +11,23 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.checks import check_int
 from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder, check_numbers
 from cexnn.cross_encoder.pair_batches import PairTokens
 from cexnn.cross_encoder.tokens import TokenLists, check_text
-from cexnn.engine.submission import Limits, Work, merged
+from cexnn.engine.submission import BatchLimits, Work, merged
 from cexnn.scorer import FloatArray, IdArray, Scorer, by_position, call_scorer
 
-__all__ = ["Backend", "PlainBackend", "TokenBackend", "Tokens"]
+__all__ = ["Backend", "PlainBackend", "TokenBackend", "Tokens", "make_backend"]
 
+_PLAIN_PAIRS = 256  # of a batch, where pairs have no lengths to go by
 _KEPT_BYTES = 1 << 23  # of queries and tokens, so that the rounds of a search tokenize them once
 
 
 class Backend(Protocol):
     """What the worker needs of a scorer; `pack` and `run` may go on in two threads at once."""
 
-    limits: Limits
+    limits: BatchLimits
 
     def prepare(self, queries: Sequence[Any], rows: IdArray, items: IdArray) -> Work:
         """Make pairs ready; in the caller's thread."""
@@ -62,7 +64,7 @@ class TokenBackend:
         self, scorer: BoundCrossEncoder, batch_tokens: int | None, batch_pairs: int | None
     ) -> None:
         self._scorer, self._model = scorer, scorer.model
-        self.limits = Limits(
+        self.limits = BatchLimits(
             self._model.max_length, batch_tokens or self._model.batch_tokens, batch_pairs
         )
         self._queries: OrderedDict[str, Tokens] = OrderedDict()
@@ -172,7 +174,7 @@ class PlainBackend:
 
     def __init__(self, scorer: Scorer, batch_pairs: int) -> None:
         self._scorer = scorer
-        self.limits = Limits(max_length=1, batch_tokens=batch_pairs)  # pairs are all alike
+        self.limits = BatchLimits(max_length=1, batch_tokens=batch_pairs)  # pairs are all alike
 
     def prepare(self, queries: Sequence[Any], rows: IdArray, items: IdArray) -> Work:
         """Take the queries as they are."""
@@ -199,3 +201,21 @@ class PlainBackend:
     def renewed(self) -> PlainBackend:
         """Return itself: what a scorer does about a fork is its own affair."""
         return self
+
+
+def make_backend(
+    scorer: Scorer, max_batch_tokens: int | None, max_batch_pairs: int | None
+) -> Backend:
+    """Return the backend for a scorer, or raise `ValueError` naming what does not go with it."""
+    if not callable(scorer):
+        raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}")
+    if isinstance(scorer, BoundCrossEncoder):
+        if max_batch_tokens is not None:
+            check_int("max_batch_tokens", max_batch_tokens, minimum=scorer.model.max_length)
+        return TokenBackend(scorer, max_batch_tokens, max_batch_pairs)
+    if max_batch_tokens is not None:
+        raise ValueError(
+            "max_batch_tokens: expected None with a scorer that is not a bound cross-encoder, "
+            f"got {max_batch_tokens}; limit max_batch_pairs"
+        )
+    return PlainBackend(scorer, max_batch_pairs or _PLAIN_PAIRS)

@@ -9,20 +9,20 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from cexnn.checks import check_float, check_int
+from cexnn.checks import check_int
 from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
-from cexnn.engine.backends import Backend, PlainBackend, TokenBackend
+from cexnn.engine.backends import make_backend
 from cexnn.engine.call import Call
 from cexnn.engine.call_trace import CallTrace
+from cexnn.engine.options import check_call_options, check_options
 from cexnn.engine.pair_cache import PairCache
+from cexnn.engine.pair_queue import EngineBusyError
 from cexnn.engine.rate import Handover
 from cexnn.engine.report import EngineObserver, EngineStats
-from cexnn.engine.worker import EngineBusyError, Worker
-from cexnn.scorer import FloatArray, IdArray, Scorer
+from cexnn.engine.worker import Worker
+from cexnn.scorer import EngineClosedError, FloatArray, IdArray, Scorer
 
-__all__ = ["EngineBusyError", "ScoringEngine"]
-
-_PLAIN_PAIRS = 256  # of a batch, where pairs have no lengths to go by
+__all__ = ["EngineBusyError", "EngineClosedError", "ScoringEngine"]
 
 
 class ScoringEngine:
@@ -98,18 +98,23 @@ class ScoringEngine:
         cache_pairs: int = 0,
         observer: EngineObserver | None = None,
     ) -> None:
-        check_float("max_wait_ms", max_wait_ms, minimum=0)
-        check_int("max_queued_pairs", max_queued_pairs, minimum=1)
-        check_int("cache_pairs", cache_pairs, minimum=0)
-        if observer is not None and not callable(getattr(observer, "on_batch", None)):
-            raise ValueError(f"observer: expected one with on_batch, got {type(observer).__name__}")
+        check_options(
+            {
+                "max_batch_tokens": max_batch_tokens,
+                "max_batch_pairs": max_batch_pairs,
+                "max_wait_ms": max_wait_ms,
+                "max_queued_pairs": max_queued_pairs,
+                "cache_pairs": cache_pairs,
+                "observer": observer,
+            }
+        )
         n_items = getattr(scorer, "n_items", None)
         self.n_items: int | None = n_items if isinstance(n_items, int) else None
         self._scorer = scorer
         self.handover = Handover()
         self._cache = PairCache(cache_pairs) if cache_pairs else None
         self._worker = Worker(
-            _backend(scorer, max_batch_tokens, max_batch_pairs),
+            make_backend(scorer, max_batch_tokens, max_batch_pairs),
             max_wait=max_wait_ms / 1e3,
             max_queued_pairs=max_queued_pairs,
             cache=self._cache,
@@ -122,6 +127,11 @@ class ScoringEngine:
     def scorer(self) -> Scorer:
         """What the engine scores with."""
         return self._scorer
+
+    @property
+    def observer(self) -> EngineObserver | None:
+        """Who is told of each batch."""
+        return self._worker.observer
 
     @property
     def scores_texts(self) -> bool:
@@ -202,13 +212,16 @@ class ScoringEngine:
 
         Raises
         ------
+        ValueError
+            A bad argument, named.
         ScorerError
             The scorer failed on one of the pairs; ``scores`` holds what was obtained.
         EngineBusyError
             The queue is full, and ``wait`` is false.
-        RuntimeError
+        EngineClosedError
             The engine is closed.
         """
+        check_call_options(deadline, trace)
         work = self._worker.backend.prepare(queries, rows, items)
         call = Call(self._worker, self._cache, work, deadline=deadline, wait=wait, trace=trace)
         return call.waited_for()
@@ -228,6 +241,7 @@ class ScoringEngine:
         Parameters, results and errors are those of a plain call. Cancelled, its pairs leave the
         queue, and the ``scores`` of the ``CancelledError`` hold what was obtained.
         """
+        check_call_options(deadline, trace)
         work = self._worker.backend.prepare(queries, rows, items)
         call = Call(self._worker, self._cache, work, deadline=deadline, wait=wait, trace=trace)
         return await call.awaited()
@@ -259,30 +273,14 @@ class ScoringEngine:
             The scorer is not a bound cross-encoder; see `scores_texts`.
         ValueError
             Something that is not a pair of texts.
-        ScorerError, EngineBusyError, RuntimeError
+        ScorerError, EngineBusyError, EngineClosedError
             As in a plain call; ``row`` and ``item`` are both the pair's position.
         """
+        check_call_options(deadline, trace)
         loop = asyncio.get_running_loop()
         work = await loop.run_in_executor(None, self._worker.backend.prepare_texts, pairs)
         call = Call(self._worker, None, work, deadline=deadline, wait=wait, trace=trace)
         return await call.awaited()
-
-
-def _backend(scorer: Scorer, max_batch_tokens: int | None, max_batch_pairs: int | None) -> Backend:
-    if not callable(scorer):
-        raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}")
-    if max_batch_pairs is not None:
-        check_int("max_batch_pairs", max_batch_pairs, minimum=1)
-    if isinstance(scorer, BoundCrossEncoder):
-        if max_batch_tokens is not None:
-            check_int("max_batch_tokens", max_batch_tokens, minimum=scorer.model.max_length)
-        return TokenBackend(scorer, max_batch_tokens, max_batch_pairs)
-    if max_batch_tokens is not None:
-        raise ValueError(
-            "max_batch_tokens: expected None with a scorer that is not a bound cross-encoder, "
-            f"got {max_batch_tokens}; limit max_batch_pairs"
-        )
-    return PlainBackend(scorer, max_batch_pairs or _PLAIN_PAIRS)
 
 
 def _renew_in_children(worker: Worker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,14 +14,16 @@ from cexnn.cross_encoder.tokens import TokenLists
 from cexnn.engine.call_trace import CallTrace
 from cexnn.scorer import FloatArray, IdArray, ScorerError
 
-__all__ = ["Limits", "Part", "Submission", "Work", "merged", "turns"]
+__all__ = ["BatchLimits", "Part", "Submission", "Work", "merged", "tell", "turns"]
+
+logger = logging.getLogger(__name__)
 
 # Seconds ahead of its deadline at which a caller counts as arrived: who has little time goes first,
 # but overtakes nobody who has waited longer than that.
 _PATIENCE = 2.0
 
 
-class Limits(NamedTuple):
+class BatchLimits(NamedTuple):
     """How large a batch may be.
 
     Attributes
@@ -146,6 +149,15 @@ class Part(NamedTuple):
     def work(self) -> Work:
         """These pairs alone."""
         return self.submission.work.only(self.positions)
+
+
+def tell(over: Sequence[Submission]) -> None:
+    """Let callers know that nothing more will change for them."""
+    for one in over:
+        try:
+            one.on_done()
+        except RuntimeError:  # its event loop is closed: nobody waits
+            logger.debug("a caller is gone", exc_info=True)
 
 
 def merged(works: Sequence[Work]) -> tuple[list[Any], IdArray, IdArray]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cexnn.cross_encoder.pair_batches import plan_batches
 from cexnn.engine.rate import Rate
-from cexnn.engine.submission import Limits, Part, Submission, turns
+from cexnn.engine.submission import BatchLimits, Part, Submission, turns
 
 __all__ = ["Batch", "WaitingPairs"]
 
@@ -38,11 +38,11 @@ class WaitingPairs:
 
     Parameters
     ----------
-    limits : Limits
+    limits : BatchLimits
         How large a batch may be.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: BatchLimits) -> None:
         self._limits = limits
         self._waiting: list[Submission] = []
         self.n_pairs = 0

@@ -5,41 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from threading import TIMEOUT_MAX
-from typing import Any
 
 import numpy as np
 
 from cexnn.engine.backends import Backend
-from cexnn.engine.flight import Flight, keep
+from cexnn.engine.flight import Flight, keep, shared_flight
 from cexnn.engine.pair_cache import PairCache
+from cexnn.engine.pair_queue import PairQueue
 from cexnn.engine.rate import Rate
 from cexnn.engine.report import EngineObserver, EngineStats
-from cexnn.engine.sharing import share
-from cexnn.engine.submission import Submission
-from cexnn.engine.waiting import Batch, WaitingPairs
-from cexnn.scorer import FloatArray
+from cexnn.engine.submission import Submission, tell
+from cexnn.engine.waiting import Batch
+from cexnn.scorer import EngineClosedError, FloatArray
 
-__all__ = ["EngineBusyError", "Worker"]
+__all__ = ["Worker"]
 
 logger = logging.getLogger(__name__)
-
-
-class EngineBusyError(RuntimeError):
-    """The engine's queue is full, and the caller asked not to wait.
-
-    Attributes
-    ----------
-    retry_after : float
-        Seconds in which what waits now will most likely have been scored.
-    """
-
-    def __init__(self, retry_after: float) -> None:
-        super().__init__(f"the engine's queue is full, try again in {retry_after:.3g} s")
-        self.retry_after = retry_after
 
 
 class Worker:
@@ -57,6 +41,11 @@ class Worker:
         Where to keep every score.
     observer : EngineObserver or None
         Told of each batch.
+
+    Attributes
+    ----------
+    observer : EngineObserver or None
+        That one.
     """
 
     def __init__(
@@ -69,7 +58,7 @@ class Worker:
         observer: EngineObserver | None,
     ) -> None:
         self._backend, self._max_wait, self._max_queued = backend, max_wait, max_queued_pairs
-        self._cache, self._observer = cache, observer
+        self._cache, self.observer = cache, observer
         self._stats, self._rate = EngineStats(), Rate()
         self._forked = False
         self._start_over()
@@ -78,8 +67,7 @@ class Worker:
         self._lock = threading.RLock()  # the collector may close an engine in mid-lock
         self._news = threading.Condition(self._lock)  # for the thread that packs
         self._packed = threading.Condition(self._lock)  # for the thread that runs the model
-        self._waiting = WaitingPairs(self._backend.limits)
-        self._line: deque[Submission] = deque()
+        self._queue = PairQueue(self._backend.limits, self._max_queued)
         self._next: Flight | None = None  # packed
         self._running: Flight | None = None
         self._landed: list[Flight] = []
@@ -106,10 +94,8 @@ class Worker:
     def stats(self) -> EngineStats:
         """What has been done so far, and what waits."""
         with self._lock:
-            line = sum(one.n_left for one in self._line)
             return self._stats._replace(
-                n_waiting_pairs=self._waiting.n_pairs + line,
-                n_waiting_calls=len(self._waiting) + len(self._line),
+                n_waiting_pairs=self._queue.n_pairs, n_waiting_calls=len(self._queue)
             )
 
     @property
@@ -120,10 +106,7 @@ class Worker:
     def check_room(self, n_pairs: int) -> None:
         """Raise `EngineBusyError` where ``n_pairs`` more would have to stand in line."""
         with self._lock:
-            if self._line or (
-                len(self._waiting) and self._waiting.n_pairs + n_pairs > self._max_queued
-            ):
-                raise EngineBusyError(self._rate.mean(self._waiting.n_tokens) or 1.0)
+            self._queue.check_room(n_pairs, self._rate)
 
     def count_cached(self, n_pairs: int) -> None:
         """Count pairs whose score was known."""
@@ -137,30 +120,22 @@ class Worker:
         ------
         EngineBusyError
             The queue is full, and ``wait`` is false.
-        RuntimeError
+        EngineClosedError
             The engine is closed.
         """
         with self._lock:
             if self._closing:
-                raise RuntimeError("the engine is closed")
+                raise EngineClosedError
             self._start_threads()  # first: where that fails, nothing waits for them
-            try:
-                self.check_room(submission.n_left)
-            except EngineBusyError:
-                if not wait:
-                    raise
-                submission.in_line = True
-                self._line.append(submission)
-            else:
-                self._waiting.add(submission)
+            self._queue.add(submission, self._rate, wait=wait)
             self._news.notify()
 
     def withdraw(self, submission: Submission) -> FloatArray:
         """Let the caller go: what waits leaves the queue; returns the scores there are by now."""
         with self._lock:
             submission.withdrawn = True
-            self._drop(submission)
-            self._admit()
+            self._queue.drop(submission)
+            self._queue.admit()
             self._news.notify()
             return submission.scores.copy()
 
@@ -168,13 +143,13 @@ class Worker:
         """Take no more; finish what was taken, or without ``drain`` only the batches under way."""
         with self._lock:
             self._closing = True
-            left = [] if drain else [*self._waiting, *self._line]
+            left = [] if drain else list(self._queue)
             for one in left:
-                self._drop(one)
+                self._queue.drop(one)
                 one.fail("the engine was closed before these pairs were scored", None)
             threads = self._threads
             self._news.notify()
-        self._tell([one for one in left if one.over])
+        tell([one for one in left if one.over])
         if threading.current_thread() not in threads:  # the scorer, the observer, the collector
             for thread in threads:
                 thread.join()
@@ -191,7 +166,7 @@ class Worker:
         while True:
             with self._lock:
                 while not self._landed and self._pause() != 0:
-                    if self._closing and self._idle and not (len(self._waiting) or self._line):
+                    if self._closing and self._idle and not len(self._queue):
                         self._stopped = True
                         self._packed.notify()
                         return
@@ -200,7 +175,7 @@ class Worker:
             for flight in landed:
                 with self._losing(flight.callers):
                     self._deliver(flight)
-            with self._losing(self._waiting):
+            with self._losing(self._queue.waiting):
                 self._take()
 
     def _take(self) -> None:
@@ -208,14 +183,15 @@ class Worker:
         with self._lock:
             if self._pause() != 0:
                 return
-            batch, late = self._waiting.take(self._free_at(), self._rate, idle=self._idle)
+            taking = (self._free_at(), self._rate)
+            batch, late = self._queue.waiting.take(*taking, idle=self._idle)
         parts = [] if batch is None else batch.parts
         with self._losing([*late, *(one for one, _ in parts)]):
             with self._lock:
-                self._admit()
+                self._queue.admit()
                 flight = None if batch is None else self._shared(batch)
                 over = [one for one in (*late, *(one for one, _ in parts)) if one.over]
-            self._tell(over)
+            tell(over)
             if flight is not None:
                 self._pack(flight)
 
@@ -223,16 +199,11 @@ class Worker:
         """Make a batch ready to be packed, without the pairs that others pay for."""
         if self._cache is None:
             return Flight(batch)
-        flights = [*self._landed] if self._running is None else [self._running, *self._landed]
-        under_way = [(flight.places, flight.followers) for flight in flights]
-        parts, places, followers = share(batch.parts, self._cache, under_way)
-        n_pairs = sum(len(positions) for _, positions in parts)
+        under_way = [*self._landed] if self._running is None else [self._running, *self._landed]
+        flight = shared_flight(batch, self._cache, under_way, self._backend.limits.max_length)
+        n_pairs = 0 if flight is None else flight.batch.n_pairs
         self.count_cached(batch.n_pairs - n_pairs)
-        if n_pairs == 0:
-            return None
-        longest = max(int(part.work.lengths.max()) for part in parts)
-        width = min(longest + longest % 2, self._backend.limits.max_length)
-        return Flight(Batch(parts, width), places=places, followers=followers)
+        return flight
 
     @contextmanager
     def _losing(self, some: Iterable[Submission]) -> Iterator[None]:
@@ -244,11 +215,11 @@ class Worker:
             with self._lock:
                 lost = list(some)
                 for one in lost:
-                    self._drop(one)
+                    self._queue.drop(one)
                     one.n_flying = 0
                     if not np.isfinite(one.scores).all():
                         one.fail("the engine failed", error)
-            self._tell(lost)
+            tell(lost)
 
     @property
     def _idle(self) -> bool:
@@ -256,15 +227,16 @@ class Worker:
 
     def _pause(self) -> float | None:
         """Seconds until the next batch is to be packed; None: until there is news."""
-        if self._next is not None or not len(self._waiting):
+        waiting = self._queue.waiting
+        if self._next is not None or not len(waiting):
             return None
-        if self._waiting.fill_a_batch:
+        if waiting.fill_a_batch:
             return 0.0
         if self._running is not None:  # until it is done, more may come
             return None
         if self._closing:
             return 0.0
-        return min(max(0.0, self._waiting.begin_by(self._max_wait) - time.monotonic()), TIMEOUT_MAX)
+        return min(max(0.0, waiting.begin_by(self._max_wait) - time.monotonic()), TIMEOUT_MAX)
 
     def _free_at(self) -> float:
         """When the model will have done what it is at."""
@@ -274,16 +246,7 @@ class Worker:
         return max(now, running.started + self._rate.mean(running.n_padded_tokens))
 
     def _pack(self, flight: Flight) -> None:
-        start, batch = time.monotonic(), flight.batch
-        works = [part.work for part in batch.parts]
-        flight.n_tokens = int(sum(work.lengths.sum() for work in works))
-        flight.n_padded_tokens = batch.n_pairs * batch.width
-        flight.waited = start - min(one.arrived for one, _ in batch.parts)
-        try:
-            flight.packed = self._backend.pack(works, batch.width)
-        except BaseException as error:  # whatever it is, only this batch's callers get it
-            flight.error = error
-        flight.pack_seconds = time.monotonic() - start
+        flight.pack(self._backend)
         with self._lock:
             if flight.error is not None:
                 self._landed.append(flight)
@@ -294,76 +257,27 @@ class Worker:
     def _deliver(self, flight: Flight) -> None:
         scores = flight.obtained()
         with self._lock:
-            start = n_late = 0
-            for one, positions in flight.batch.parts:
-                part = scores[start : start + len(positions)]
-                start += len(positions)
-                one.scores[positions] = part
-                one.n_flying -= len(positions)
-                if one.withdrawn:
-                    n_late += int(np.isfinite(part).sum())
-                if one.trace is not None:
-                    flight.note(one, positions)
-                if not np.isfinite(part).all():
-                    self._fail(one, positions, flight)
-            for one, position, place in flight.followers:
-                one.scores[position] = scores[place]
-                one.n_flying -= 1
-                if not np.isfinite(scores[place]):
-                    self._fail(one, np.array([position]), flight)
+            n_late, failed = flight.land(scores)
+            for one, positions in failed:
+                self._queue.drop(one)  # it hears of it once none of its pairs is on its way
+                flight.blame(one, positions)
             n_scored = int(np.isfinite(scores).sum())
             self._stats = flight.counted(self._stats, n_scored, n_late)
-            self._admit()  # those who failed have left
+            self._queue.admit()  # those who failed have left
             over = [one for one in flight.callers if one.over]
-            n_waiting = self._waiting.n_pairs
+            n_waiting = self._queue.waiting.n_pairs
         if self._cache is not None:
             keep(self._cache, flight.batch.parts, scores)
-        self._tell(over)
-        if self._observer is not None:
+        tell(over)
+        if self.observer is not None:
             self._report(flight, n_waiting)
-
-    def _fail(self, one: Submission, positions: Any, flight: Flight) -> None:
-        """Let the caller know of a failure, once none of its pairs is on its way any more."""
-        self._drop(one)
-        bad = positions[~np.isfinite(one.scores[positions])]
-        one.fail(  # a ScorerError's own words have the batch's numbers of the queries
-            f"the scorer failed on a batch of {flight.batch.n_pairs} pairs: "
-            f"{flight.reason or 'it returned no finite score'}",
-            flight.reason or flight.error,
-            int(bad[0]),
-        )
 
     def _report(self, flight: Flight, n_waiting: int) -> None:
         try:
-            assert self._observer is not None
-            self._observer.on_batch(flight.report(n_waiting))
+            assert self.observer is not None
+            self.observer.on_batch(flight.report(n_waiting))
         except BaseException:  # whatever it is, nobody's scores depend on it
             logger.exception("the engine's observer failed")
-
-    def _tell(self, over: list[Submission]) -> None:
-        for one in over:
-            try:
-                one.on_done()
-            except RuntimeError:  # its event loop is closed: nobody waits
-                logger.debug("a caller is gone", exc_info=True)
-
-    def _drop(self, one: Submission) -> None:
-        if one.in_line:
-            one.in_line = False
-            self._line.remove(one)
-            one.left = one.left[:0]
-        else:
-            self._waiting.remove(one)
-
-    def _admit(self) -> None:
-        """Let those in line wait, in their order, while there is room."""
-        while self._line and (
-            not len(self._waiting)
-            or self._waiting.n_pairs + self._line[0].n_left <= self._max_queued
-        ):
-            one = self._line.popleft()
-            one.in_line = False
-            self._waiting.add(one)
 
     # --- the thread that runs the model ---
 
@@ -377,11 +291,7 @@ class Worker:
                 flight, self._next = self._next, None
                 self._running, flight.started = flight, time.monotonic()
                 self._news.notify()
-            try:
-                flight.scores = self._backend.run(flight.packed)
-            except BaseException as error:  # whatever it is, only this batch's callers get it
-                flight.error = error
-            flight.packed, flight.model_seconds = None, time.monotonic() - flight.started
+            flight.run(self._backend)
             with self._lock:
                 self._running = None
                 if flight.error is None:
