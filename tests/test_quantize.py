@@ -112,6 +112,14 @@ def test_bad_arguments_are_named(folder, tmp_path):
     with pytest.raises(ValueError, match="model: expected one with float32 weights"):
         again.quantize(tmp_path / "smaller")
     assert not (tmp_path / "smaller").exists()
+    before = (tmp_path / "small" / "model.onnx").read_bytes()
+    with pytest.raises(ValueError, match="folder: expected a new or an empty one without overwri"):
+        given.quantize(tmp_path / "small", precision="fp16")
+    assert (tmp_path / "small" / "model.onnx").read_bytes() == before
+    given.quantize(tmp_path / "small", precision="fp16", overwrite=True)
+    assert (tmp_path / "small" / "model.onnx").read_bytes() != before
+    (tmp_path / "empty").mkdir()
+    given.quantize(tmp_path / "empty")
     with pytest.raises(ValueError, match="expected one model, one query and 10 items at least"):
         compare_models({"given": given}, ["w4"], ["w5"])
 

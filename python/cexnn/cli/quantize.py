@@ -33,6 +33,7 @@ __all__ = ["quantize"]
     help="Queries and items to draw for the comparison.",
 )
 @click.option("--k", type=int, default=10, show_default=True, help="For recall@k.")
+@click.option("--overwrite", is_flag=True, help="Write to FOLDER even if something is in it.")
 def quantize(
     model: str,
     folder: Path,
@@ -43,6 +44,7 @@ def quantize(
     max_length: int,
     sample: tuple[int, int],
     k: int,
+    overwrite: bool,
 ) -> None:
     """Write a smaller model of the ONNX cross-encoder MODEL into FOLDER.
 
@@ -57,7 +59,8 @@ def quantize(
     for path, part, n in zip((queries, items), (QUERIES, CORPUS), sample, strict=True):
         found = [text.text for text in read_text_file(path, part)]
         texts.append([found[j] for j in generator.permutation(len(found))[:n]])
-    small = CrossEncoder.from_pretrained(given.quantize(folder, precision=precision), **options)
+    written = given.quantize(folder, precision=precision, overwrite=overwrite)
+    small = CrossEncoder.from_pretrained(written, **options)
     rows = compare_models({"given": given, precision: small}, *texts, k=k)
     click.echo("\n".join(_table(rows, k)))
 

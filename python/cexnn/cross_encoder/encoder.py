@@ -129,7 +129,13 @@ class CrossEncoder:
         model, tokenizer = find_model_files(name_or_folder, revision=revision)
         return cls(model, tokenizer, **options)
 
-    def quantize(self, folder: str | os.PathLike[str], *, precision: str = "int8") -> Path:
+    def quantize(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        precision: str = "int8",
+        overwrite: bool = False,
+    ) -> Path:
         """Write a smaller, faster and less exact model that `from_pretrained` loads.
 
         Nothing is ever quantised by itself: this is a choice, and `compare_models` (or ``cexnn
@@ -143,6 +149,8 @@ class CrossEncoder:
             Where to write ``model.onnx`` and ``tokenizer.json``; made if need be.
         precision : {"int8", "fp16"}
             What the weights become.
+        overwrite : bool
+            Whether a folder that holds a model or anything else may be written to.
 
         Returns
         -------
@@ -154,14 +162,15 @@ class CrossEncoder:
         ImportError
             The onnx library is missing.
         ValueError
-            An unknown precision, the model's own folder, or a model without float32 weights.
+            An unknown precision, the model's own folder, one with something in it, or a model
+            without float32 weights.
 
         Examples
         --------
         >>> encoder = CrossEncoder.from_pretrained("models/my-cross-encoder")  # doctest: +SKIP
         >>> small = CrossEncoder.from_pretrained(encoder.quantize("models/int8"))  # doctest: +SKIP
         """
-        return quantize_files(*self._files, folder, precision)
+        return quantize_files(*self._files, folder, precision, overwrite=overwrite)
 
     @property
     def max_length(self) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cexnn.checks import check_int
+from cexnn.checks import MAX_SIZE, check_int
 from cexnn.cross_encoder.first_token import keep_first_token
 from cexnn.evaluate import recall
 
@@ -51,7 +51,12 @@ class Comparison(NamedTuple):
 
 
 def quantize_files(
-    model: Path | bytes, tokenizer: Path | bytes, folder: str | os.PathLike[str], precision: str
+    model: Path | bytes,
+    tokenizer: Path | bytes,
+    folder: str | os.PathLike[str],
+    precision: str,
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Write a smaller model and the tokenizer; see `CrossEncoder.quantize`.
 
@@ -63,6 +68,8 @@ def quantize_files(
         Where to write; made if need be.
     precision : {"int8", "fp16"}
         What the weights become.
+    overwrite : bool
+        Whether a folder that holds a model or anything else may be written to.
 
     Returns
     -------
@@ -74,13 +81,16 @@ def quantize_files(
     ImportError
         The onnx library is missing.
     ValueError
-        An unknown precision, the model's own folder, or a model without float32 weights.
+        An unknown precision, the model's own folder, one with something in it, or a model without
+        float32 weights.
     """
     if precision not in ("int8", "fp16"):
         raise ValueError(f"precision: expected 'int8' or 'fp16', got {precision!r}")
     target = Path(folder).absolute()
     if isinstance(model, Path) and (target / _MODEL).resolve() == model.resolve():
         raise ValueError(f"folder: expected another one than the model's own, got {target}")
+    if target.exists() and not overwrite and not (target.is_dir() and not any(target.iterdir())):
+        raise ValueError(f"folder: expected a new or an empty one without overwrite, got {target}")
     proto = _load(model)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=target) as name:
@@ -171,7 +181,7 @@ def compare_models(
     ScorerError
         A model failed.
     """
-    check_int("k", k, minimum=1)
+    check_int("k", k, minimum=1, maximum=MAX_SIZE)
     check_int("n_runs", n_runs, minimum=1)
     if not models or not queries or len(items) < k:
         raise ValueError(
