@@ -16,7 +16,7 @@ from cexnn.recall_report import Report, report
 from cexnn.scorer import Scorer
 from cexnn.search import SearchResult
 
-__all__ = ["METHODS", "Comparison"]
+__all__ = ["METHODS", "MethodComparison"]
 
 FloatArray = NDArray[np.float32]
 Method = Callable[[int], SearchResult]
@@ -28,7 +28,7 @@ SHOWN = {"axn": "axn, mix 0"}  # in reports, where a name leaves something out
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MethodComparison:
     """Methods on the same scorer, queries and budgets.
 
     Attributes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cexnn.cli.comparison import Comparison
+from cexnn.cli.comparison import MethodComparison
 from cexnn.cli.support import click, refuse, threads_option
 from cexnn.demo.corpus import QUESTIONS, Item, load_items
 from cexnn.demo.run import cache_folder, exact_scores, open_index, table_scorer, user_cache
@@ -142,7 +142,7 @@ def _compare(
         retriever.scorer, QUESTIONS[:N_EXACT], n_items, folder=folder, rebuild=rebuild, say=_say
     )
     assert stored.encoder is not None
-    comparison = Comparison(
+    comparison = MethodComparison(
         stored.index,
         table_scorer(table),
         range(len(table)),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn.cli.comparison import METHODS, Comparison
+from cexnn.cli.comparison import METHODS, MethodComparison
 from cexnn.cli.labels import read_labelled, row_labels, run_text
 from cexnn.cli.support import (
     FILE,
@@ -162,7 +162,7 @@ def evaluate(
         raise refuse("--embeddings: expected those of the items, for retrieve-and-rerank and axn")
     retriever = folder.retriever(device=device, num_threads=num_threads)
     given = None if rounds is None else parse_rounds(rounds, min(budgets))
-    comparison = Comparison(
+    comparison = MethodComparison(
         folder.index, retriever.scorer, asked, of_queries, of_items, given, num_threads
     )
     kept_scores = checkpoint or scores_file(index, folder.settings, folder.items, texts)
