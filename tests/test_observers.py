@@ -44,6 +44,27 @@ def test_prometheus():
         PrometheusObserver(registry)
 
 
+def test_prometheus_counts_searches(world):
+    prometheus = pytest.importorskip("prometheus_client", reason="needs 'cexnn[metrics]'")
+    registry, index = prometheus.CollectorRegistry(), Index.build(item_embeddings=world.items)
+    observer = PrometheusObserver(registry)
+    options = {"query_embeddings": world.queries[:2], "budget": 40, "rounds": 4, "trace": True}
+    with ScoringEngine(lambda queries, rows, items: world.table[rows, items]) as engine:
+        whole = index.search(engine, ["q", "r"], **options)
+        cut = index.search(engine, ["q", "r"], **options, deadline_ms=1e-3)
+    assert whole.trace.n_incomplete == 0
+    assert cut.trace.n_incomplete == 2
+    for found in (whole, cut):
+        assert found.trace.n_calls == found.n_calls.sum()
+        observer.record_search(found.trace)
+    value = registry.get_sample_value
+    assert value("cexnn_searches_total") == value("cexnn_search_seconds_count") == 2
+    assert value("cexnn_incomplete_searches_total") == 1
+    assert value("cexnn_search_calls_total") == 80 + cut.n_calls.sum()
+    seconds = (whole.trace.total_ms + cut.trace.total_ms) / 1e3
+    assert value("cexnn_search_seconds_sum") == pytest.approx(seconds)
+
+
 @pytest.fixture
 def spans_of():
     """A tracer, and what it has recorded."""
@@ -82,6 +103,8 @@ def test_a_search_s_spans_are_within_the_request_s(spans_of, world):
     *rounds, search, request = spans
     assert search.parent.span_id == request.context.span_id
     assert search.attributes["cexnn.n_rounds"] == 4
+    assert search.attributes["cexnn.n_calls"] == 40
+    assert search.attributes["cexnn.n_incomplete"] == 0
     assert search.end_time - search.start_time == int(found.trace.total_ms * 1e6)
     assert rounds[0].start_time >= search.start_time
     assert rounds[-1].end_time == search.end_time

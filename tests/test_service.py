@@ -264,6 +264,8 @@ BAD_BODIES = [
     ({"queries": ["x" * 41]}, "queries[0]", "at most 40 characters, got 41"),
     ({"queries": ["copy"] * 5}, "queries", "at most 4, got 5"),
     ({"k": 0}, "k", "greater than or equal to 1"),
+    ({"k": 10**30}, "k", "at most 7, got 1e+30"),
+    ({"k": 10**400}, "k", "at most 7, got a far larger number"),
     ({"k": "3"}, "k", "valid integer"),
     ({"k": True}, "k", "valid integer"),
     ({"k": 8}, "k", "at most 7, got 8"),
@@ -637,15 +639,47 @@ def test_the_service_tells_what_it_is():
     assert ready.json() == {"status": "ready"}
 
 
+def test_searches_are_counted_and_told_to_observers(caplog):
+    traces, gated = [], Gated()
+
+    class Observer:
+        def on_batch(self, report):
+            pass
+
+        def record_search(self, trace):
+            traces.append(trace)
+            raise KeyError("observer")
+
+    async def conversation(client):
+        answers = [await client.search(queries=[QUERY, "sort dates"], budget=20)]
+        gated.gate.clear()
+        answers.append(await client.search(budget=20, deadline_ms=50))
+        gated.gate.set()
+        return answers, await client.get("/metrics")
+
+    (whole, cut), metrics = talk(conversation, retriever=make_retriever(gated, observer=Observer()))
+    assert "trace" not in whole.json()["results"][0]
+    assert not cut.json()["results"][0]["complete"]
+    assert [trace.n_calls for trace in traces] == [40, 0]
+    values = dict(line.rsplit(" ", 1) for line in metrics.text.splitlines())
+    assert values["cexnn_searches_total"] == "2.0"
+    assert values["cexnn_incomplete_searches_total"] == "1.0"
+    assert values["cexnn_search_calls_total"] == "40.0"
+    assert values["cexnn_search_seconds_count"] == "2.0"
+    assert float(values["cexnn_search_seconds_sum"]) >= 0.03
+    assert caplog.text.count("the engine's observer failed") == 2
+
+
 def test_a_closed_service_is_not_ready():
     retriever = make_retriever()
 
     async def conversation(client):
         retriever.scorer.close()
-        return await client.get("/ready"), await client.get("/health")
+        return await client.get("/ready"), await client.search(), await client.get("/health")
 
-    ready, health = talk(conversation, retriever=retriever)
+    ready, search, health = talk(conversation, retriever=retriever)
     assert error_of(ready, 503)["type"] == "not_ready"
+    assert error_of(search, 503)["type"] == "not_ready"
     assert health.status_code == 200
 
 

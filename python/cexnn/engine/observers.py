@@ -1,4 +1,4 @@
-"""Observers of an engine: Prometheus metrics, and OpenTelemetry spans."""
+"""Observers of an engine and of searches: Prometheus metrics, and OpenTelemetry spans."""
 
 from __future__ import annotations
 
@@ -11,20 +11,74 @@ from cexnn.engine.report import BatchReport
 if TYPE_CHECKING:
     from cexnn.trace import SearchTrace
 
-__all__ = ["OpenTelemetryObserver", "PrometheusObserver"]
+__all__ = ["OpenTelemetryObserver", "PrometheusObserver", "SearchMetrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 _FACTORS = (1.0, 1.02, 1.05, 1.1, 1.2, 1.5, 2.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
 
 
+class _Metrics:
+    """Makes metrics in a registry."""
+
+    def __init__(self, registry: Any) -> None:
+        try:
+            import prometheus_client
+        except ImportError as error:
+            raise ImportError(
+                "PrometheusObserver needs prometheus_client: pip install 'cexnn[metrics]'"
+            ) from error
+        self._library = prometheus_client
+        self._options = {} if registry is None else {"registry": registry}
+
+    def counter(self, name: str, text: str) -> Any:
+        return self._library.Counter(f"cexnn_{name}", text, **self._options)
+
+    def gauge(self, name: str, text: str) -> Any:
+        return self._library.Gauge(f"cexnn_{name}", text, **self._options)
+
+    def histogram(self, name: str, text: str, buckets: Any) -> Any:
+        return self._library.Histogram(f"cexnn_{name}", text, buckets=buckets, **self._options)
+
+
+class SearchMetrics:
+    """Counts searches in Prometheus metrics.
+
+    ``cexnn_searches_total``, ``cexnn_incomplete_searches_total``, ``cexnn_search_calls_total`` and
+    the histogram ``cexnn_search_seconds``.
+
+    Parameters
+    ----------
+    registry : prometheus_client.CollectorRegistry, optional
+        Where to register them; default the library's own.
+    """
+
+    def __init__(self, registry: Any = None) -> None:
+        metrics = _Metrics(registry)
+        self._searches = metrics.counter("searches", "Searches, each of one query or several")
+        self._incomplete = metrics.counter(
+            "incomplete_searches", "Searches that a deadline ended before all was done"
+        )
+        self._calls = metrics.counter("search_calls", "Pairs that searches had scored")
+        self._seconds = metrics.histogram("search_seconds", "A search from begin to end", _SECONDS)
+
+    def record_search(self, trace: SearchTrace) -> None:
+        """Count a search; see `PrometheusObserver.record_search`."""
+        self._searches.inc()
+        self._incomplete.inc(int(trace.n_incomplete > 0))
+        self._calls.inc(trace.n_calls)
+        self._seconds.observe(trace.total_ms / 1e3)
+
+
 class PrometheusObserver:
-    """Counts an engine's batches in Prometheus metrics.
+    """Counts an engine's batches, and searches, in Prometheus metrics.
 
     ``cexnn_pairs_total``, ``cexnn_batches_total`` and ``cexnn_failed_batches_total``,
     ``cexnn_tokens_total`` and ``cexnn_padded_tokens_total``, ``cexnn_waiting_pairs``, and the
     histograms ``cexnn_batch_pairs``, ``cexnn_batch_calls``, ``cexnn_padding_factor``,
     ``cexnn_batch_wait_seconds``, ``cexnn_batch_pack_seconds`` and ``cexnn_batch_model_seconds``.
+    Of searches, by `record_search`: ``cexnn_searches_total``, ``cexnn_incomplete_searches_total``,
+    ``cexnn_search_calls_total`` and the histogram ``cexnn_search_seconds``.
 
     Parameters
     ----------
@@ -40,28 +94,14 @@ class PrometheusObserver:
     """
 
     def __init__(self, registry: Any = None) -> None:
-        try:
-            import prometheus_client as prometheus
-        except ImportError as error:
-            raise ImportError(
-                "PrometheusObserver needs prometheus_client: pip install 'cexnn[metrics]'"
-            ) from error
-        options = {} if registry is None else {"registry": registry}
-
-        def counter(name: str, text: str) -> Any:
-            return prometheus.Counter(f"cexnn_{name}", text, **options)
-
-        def histogram(name: str, text: str, buckets: Any) -> Any:
-            return prometheus.Histogram(f"cexnn_{name}", text, buckets=buckets, **options)
-
+        metrics = _Metrics(registry)
+        counter, histogram = metrics.counter, metrics.histogram
         self._pairs = counter("pairs", "Pairs in batches of the cross-encoder")
         self._batches = counter("batches", "Batches of the cross-encoder")
         self._failed = counter("failed_batches", "Batches that the cross-encoder failed on")
         self._tokens = counter("tokens", "Tokens of the pairs")
         self._padded = counter("padded_tokens", "Tokens of the pairs with the batches' padding")
-        self._waiting = prometheus.Gauge(
-            "cexnn_waiting_pairs", "Pairs that wait for the cross-encoder", **options
-        )
+        self._waiting = metrics.gauge("waiting_pairs", "Pairs that wait for the cross-encoder")
         self._sizes = histogram("batch_pairs", "Pairs of a batch", _SIZES)
         self._calls = histogram("batch_calls", "Calls that share a batch", _SIZES)
         self._factor = histogram("padding_factor", "Padded tokens through tokens", _FACTORS)
@@ -70,6 +110,7 @@ class PrometheusObserver:
             histogram("batch_pack_seconds", "Packing of a batch", _SECONDS),
             histogram("batch_model_seconds", "A batch in the model", _SECONDS),
         ]
+        self._search_metrics = SearchMetrics(registry)
 
     def on_batch(self, report: BatchReport) -> None:
         """Count a batch."""
@@ -85,6 +126,16 @@ class PrometheusObserver:
         taken = (report.wait_seconds, report.pack_seconds, report.model_seconds)
         for histogram, seconds in zip(self._seconds, taken, strict=True):
             histogram.observe(seconds)
+
+    def record_search(self, trace: SearchTrace) -> None:
+        """Count a search that has just been done.
+
+        Parameters
+        ----------
+        trace : SearchTrace
+            ``result.trace`` of a search with ``trace=True``.
+        """
+        self._search_metrics.record_search(trace)
 
 
 class OpenTelemetryObserver:
@@ -147,6 +198,8 @@ class OpenTelemetryObserver:
             start_time=start,
             attributes={
                 "cexnn.n_rounds": len(trace.rounds),
+                "cexnn.n_calls": trace.n_calls,
+                "cexnn.n_incomplete": trace.n_incomplete,
                 "cexnn.n_cached": trace.n_cached,
                 "cexnn.padding_factor": trace.padding_factor,
                 "cexnn.prior_ms": trace.prior_ms,

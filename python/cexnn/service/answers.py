@@ -39,7 +39,7 @@ def found(body: SearchRequest, k: int, retriever: Retriever, result: SearchResul
             n_calls=int(result.n_calls[row]),
             complete=bool(result.complete[row]),
         )
-        if result.trace is not None:
+        if body.trace and result.trace is not None:
             answer.trace = Trace(
                 rounds=list(_rounds(result.trace.rounds, row, body, k, retriever)),
                 prior_ms=round(result.trace.prior_ms, 3),

@@ -211,7 +211,7 @@ def _add_state(app: FastAPI, service: Service, bearer: Sequence[params.Depends])
     async def ready() -> dict[str, str]:
         """Tell whether the index and the cross-encoder are there to be used."""
         if not service.ready:
-            raise ServiceError(503, "not_ready", "the service is shutting down", retry_after=5)
+            raise ServiceError.not_ready()
         return {"status": "ready"}
 
     @app.get("/info", tags=["state"], responses=TOKEN_ERRORS, dependencies=bearer)

@@ -72,6 +72,11 @@ class ServiceError(Exception):
         return cls(422, "invalid_request", message, argument=named and named[1])
 
     @classmethod
+    def not_ready(cls) -> Self:
+        """Make the error of a service whose engine is closed: status 503."""
+        return cls(503, "not_ready", "the service is shutting down", retry_after=5)
+
+    @classmethod
     def busy(cls, retry_after: float) -> Self:
         """Make the error of a service that has enough to do: status 503."""
         return cls(

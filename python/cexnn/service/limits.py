@@ -73,7 +73,8 @@ class Limits:
         """
         most = getattr(self, limit)
         if value > most:
-            raise ServiceError.invalid(argument, f"expected at most {most:g}, got {value:g}")
+            got = f"{value:g}" if value < 1e300 else "a far larger number"  # :g takes no more
+            raise ServiceError.invalid(argument, f"expected at most {most:g}, got {got}")
 
     def check_count(self, argument: str, values: Sequence[object], limit: str) -> None:
         """Refuse more elements than the limit of that name."""

@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterable
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from cexnn.engine.observers import SearchMetrics
+from cexnn.trace import SearchTrace
+
 __all__ = ["Metrics", "Reading"]
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -39,6 +42,7 @@ class Metrics:
         self._calls = Counter(
             "cexnn_calls", "Pairs that searches and rerankings scored.", registry=self._registry
         )
+        self._searches = SearchMetrics(self._registry)
         self._registry.register(_Readings(readings))
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -51,6 +55,10 @@ class Metrics:
         for whole in complete:
             self._queries.labels(str(whole).lower()).inc()
         self._calls.inc(n_calls)
+
+    def record_search(self, trace: SearchTrace) -> None:
+        """Count a search, and what it took."""
+        self._searches.record_search(trace)
 
     def reranked(self, n_calls: int) -> None:
         """Count the documents of a reranking."""

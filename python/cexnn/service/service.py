@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cexnn.engine import EngineBusyError, ScoringEngine
+from cexnn.engine import EngineBusyError, EngineClosedError, ScoringEngine
 from cexnn.engine.rate import Handover
 from cexnn.retriever import Retriever
 from cexnn.scorer import FloatArray, ScorerError
@@ -33,6 +33,7 @@ from cexnn.service.schemas import (
     SearchRequest,
 )
 from cexnn.service.serving import Serving
+from cexnn.trace import SearchTrace
 
 __all__ = ["Service"]
 
@@ -110,17 +111,31 @@ class Service:
                     only=body.only,
                     query_embeddings=question.embeddings,
                     deadline_ms=deadline,
-                    trace=body.trace,
+                    trace=True,
                 )
             except EngineBusyError as error:
                 raise ServiceError.busy(error.retry_after) from error
+            except EngineClosedError as error:
+                raise ServiceError.not_ready() from error
             except ScorerError as error:
                 raise _failed(error, body, question.k, retriever) from error
             except ValueError as error:
                 raise ServiceError.from_value_error(error) from error
         over = time.monotonic()
         self.metrics.searched(result.complete.tolist(), int(result.n_calls.sum()))
+        self._record(serving.engine, result.trace)
         return SearchAnswer(results=found(body, question.k, retriever, result)), over
+
+    def _record(self, engine: ScoringEngine, trace: SearchTrace | None) -> None:
+        """Tell who observes what a search took."""
+        assert trace is not None
+        self.metrics.record_search(trace)
+        record = getattr(engine.observer, "record_search", None)
+        if callable(record):
+            try:
+                record(trace)
+            except Exception:  # whatever it is, nobody's answer depends on it
+                logger.exception("the engine's observer failed")
 
     async def rerank(self, body: RerankRequest) -> RerankAnswer | list[RankedText]:
         """Answer a rerank request."""
