@@ -10,6 +10,7 @@
 #include <variant>
 
 #include "bindings_arrays.hpp"
+#include "bindings_device_array.hpp"
 #include "cpu/kernels.hpp"
 #include "dispatch.hpp"
 

@@ -42,10 +42,6 @@ __global__ void sizes_kernel(Rows<float> items, std::int64_t n, float* sizes, fl
     atomicMax(reinterpret_cast<int*>(largest), __float_as_int(size));  // positive: ordered alike
 }
 
-inline dim3 blocks_for(std::int64_t n_threads, int threads) {
-  return dim3(static_cast<unsigned>((n_threads + threads - 1) / threads));
-}
-
 // Rows padded to whole chunks. Those on the device that are so already are borrowed.
 template <typename T>
 class ItemRows {

@@ -3,6 +3,7 @@
 
 #include "../als.hpp"
 #include "../device.hpp"
+#include "../known.hpp"
 #include "../pack.hpp"
 #include "../searcher.hpp"
 
@@ -29,6 +30,12 @@ std::unique_ptr<Searcher> make_searcher(MatrixView<const float>, VectorView<cons
                                         const CompactItems&) {
   refuse();
 }
+
+void append(const ScoredItems&, const ScoredItems&, MatrixView<std::int32_t>, MatrixView<float>) {
+  refuse();
+}
+
+bool all_finite(VectorView<const float>) { refuse(); }
 
 void pack_pairs(const TokenLists&, const TokenLists&, VectorView<const std::int32_t>,
                 VectorView<const std::int32_t>, const PairFormat&, std::int64_t,

@@ -336,6 +336,10 @@ inline void allow_shared_memory(const void* kernel) {
         "cudaFuncSetAttribute");
 }
 
+inline dim3 blocks_for(std::int64_t n_threads, int threads) {
+  return dim3(static_cast<unsigned>((n_threads + threads - 1) / threads));
+}
+
 // Puts a kernel on the stream; an empty grid is no work. More than 48 KiB of shared memory is
 // allowed for as needed.
 template <typename... Parameters, typename... Arguments>

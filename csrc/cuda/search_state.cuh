@@ -12,6 +12,17 @@
 
 namespace cexnn::cuda {
 
+// Of the squared norms of rows in host memory.
+inline double largest_norm(MatrixView<const float> rows) {
+  double largest = 0.0;
+  for (std::int64_t r = 0; r < rows.rows; ++r) {
+    double sum = 0.0;
+    for (const float x : rows.row_view(r)) sum += double(x) * double(x);
+    largest = std::max(largest, sum);
+  }
+  return largest;
+}
+
 // Each query's inverse Cholesky factor, in one allocation: 4 n^2 bytes for n scores. Where it has
 // to grow, it gets room for half as many more, and 128 at least: an allocation may take as long as
 // a scan.
@@ -34,6 +45,26 @@ class CudaSearchState final : public SearchState {
 
   std::int64_t n_queries() const { return static_cast<std::int64_t>(queries_.size()); }
   int n_done(std::int64_t q) const { return queries_[static_cast<std::size_t>(q)].n_done; }
+
+  // Of the priors of the queries from `first` on, which lie on the device and come to the host in
+  // the first round only.
+  double largest_prior_norm(MatrixView<const float> priors, std::int64_t first,
+                            const Stream& stream) {
+    Query* queries = queries_.data() + first;
+    double largest = 0.0;
+    if (std::any_of(queries, queries + priors.rows,
+                    [](const Query& query) { return query.prior_norm < 0.0; })) {
+      std::vector<float> fetched(static_cast<std::size_t>(priors.rows * priors.cols));
+      copy<float>(priors.data, fetched.data(), priors.rows * priors.cols, stream);
+      stream.wait();
+      const MatrixView<const float> here{fetched.data(), priors.rows, priors.cols};
+      for (std::int64_t q = 0; q < priors.rows; ++q)
+        queries[q].prior_norm = largest_norm({here.row(q), 1, here.cols});
+    }
+    for (std::int64_t q = 0; q < priors.rows; ++q)
+      largest = std::max(largest, queries[q].prior_norm);
+    return largest;
+  }
 
   // Names the memory for the `n` and `noise` of the queries from `first` on, and the row from which
   // on it must be filled.
@@ -70,6 +101,7 @@ class CudaSearchState final : public SearchState {
     int n_panels = 0;  // that there is room for
     int n_done = 0;
     double noise = 0.0;
+    double prior_norm = -1.0;  // squared; below 0: not known yet
   };
 
   void grow(const std::vector<KnownRows>& rows, std::int64_t first, const Stream& stream) {

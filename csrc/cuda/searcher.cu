@@ -63,20 +63,17 @@ class CudaSearcher final : public Searcher {
                  MatrixView<float> means_out, MatrixView<float> variances_out) const override {
     if (!model.centred) throw std::invalid_argument("model: expected a centred one");
     if (items.rows != priors.rows) throw std::invalid_argument("items: expected (n_queries, c)");
-    const OnFirstDevice device;
-    std::vector<std::int32_t> storage;
-    const std::int32_t* asked = on_host(items.data, items.rows * items.cols, storage, stream_);
-    for (std::int64_t e = 0; e < items.rows * items.cols; ++e)
-      if (asked[e] < -1 || asked[e] >= items_.rows().n)
-        throw std::invalid_argument("items: item id out of range");
     for_each_part(known, priors, state, [&](Workspace& ws, const KnownScores& part) {
       const std::int64_t n = part.priors.rows, c = items.cols;
+      const std::int32_t* asked = items.row(part.first);
+      if (!within(asked, n * c, -1, items_.rows().n, ws))
+        throw std::invalid_argument("items: item id out of range");
       const Results results(ws, 2 * n * c);
       const UpdateArguments u = updater().grow(ws, part, model, results.failed());
       ws.queries.reserve(n * d_);
       updater().solve(ws, u, n, ws.queries.data(), d_);
       ws.columns.reserve(c * u.n_known);
-      const std::int32_t* there = to_device(asked + part.first * c, n * c, ws.asked, ws.stream);
+      const std::int32_t* there = to_device(asked, n * c, ws.asked, ws.stream);
       launch(posterior_kernel, dim3(unsigned(c), unsigned(n)), dim3(kUpdateThreads), 0, ws.stream,
              u, there, ws.columns.data(), results.device<float>(0), results.device<float>(n * c));
       finish(ws, results, part);
@@ -90,15 +87,14 @@ class CudaSearcher final : public Searcher {
     const OnFirstDevice device;
     const Workspaces::Loan loan = workspaces_.lend();
     Workspace& ws = *loan;
-    const HostCsr rows(seen, ws.stream);
-    check_ids(rows.view(), queries.rows);
+    check_known(seen, queries.rows, ws);
     if (queries.cols != d_)
       throw std::invalid_argument("query_factors: expected (n_queries, n_factors)");
     check_answer(queries.rows, ids_out, approx_out);
     if (ids_out.cols == 0) return;
     for (std::int64_t q = 0; q < queries.rows; q += kQueriesAtOnce) {
       const std::int64_t n = std::min(kQueriesAtOnce, queries.rows - q);
-      const CsrView part = rows.part(q, n);
+      const CsrView part = rows_of(seen, q, n);
       const std::int64_t begin = part.indptr[0], n_seen = part.indptr[n] - begin;
       ws.rows.assign(static_cast<std::size_t>(n), {});
       for (std::int64_t r = 0; r < n; ++r) {
@@ -168,20 +164,19 @@ class CudaSearcher final : public Searcher {
     const OnFirstDevice device;
     const Workspaces::Loan loan = workspaces_.lend();
     Workspace& ws = *loan;
-    const HostCsr rows(known, ws.stream);
-    check_ids(rows.view(), priors.rows);
+    check_known(known, priors.rows, ws);
     if (priors.cols != d_) throw std::invalid_argument("priors: expected (n_queries, n_factors)");
     auto* cached = dynamic_cast<CudaSearchState*>(state);
     if (cached != nullptr && cached->n_queries() != priors.rows)
       throw std::invalid_argument("state: made for another number of queries");
     std::int64_t max_known = 0;
     for (std::int64_t q = 0; q < priors.rows; ++q)
-      max_known = std::max(max_known, rows.view().row_size(q));
+      max_known = std::max(max_known, known.row_size(q));
     const std::int64_t step = std::clamp<std::int64_t>(
         kBytesAtOnce / std::max<std::int64_t>(1, Updater::bytes(max_known)), 1, kQueriesAtOnce);
     for (std::int64_t q = 0; q < priors.rows; q += step) {
       const std::int64_t n = std::min(step, priors.rows - q);
-      work(ws, KnownScores{rows.part(q, n), {priors.row(q), n, d_}, cached, q});
+      work(ws, KnownScores{rows_of(known, q, n), {priors.row(q), n, d_}, cached, q});
     }
   }
 
@@ -244,12 +239,11 @@ class CudaSearcher final : public Searcher {
     results.deliver(n * k, approx_out.row(first), n * k);
   }
 
-  void check_ids(const CsrView& rows, std::int64_t n_queries) const {
+  void check_known(const CsrView& rows, std::int64_t n_queries, Workspace& ws) const {
     if (rows.rows != n_queries || rows.cols != items_.rows().n)
       throw std::invalid_argument("known: expected (n_queries, n_items)");
-    for (std::int64_t e = rows.indptr[0]; e < rows.indptr[rows.rows]; ++e)
-      if (rows.indices[e] < 0 || rows.indices[e] >= items_.rows().n)
-        throw std::invalid_argument("known: item id out of range");
+    if (!within(rows.indices, rows.indptr[rows.rows], 0, items_.rows().n, ws))
+      throw std::invalid_argument("known: item id out of range");
   }
 
   static void check_answer(std::int64_t n, MatrixView<std::int32_t> ids, MatrixView<float> approx) {

@@ -3,47 +3,41 @@
 
 #include <cstring>
 #include <stdexcept>
-#include <vector>
 
 #include "runtime.cuh"
 #include "workspace.cuh"
 
 namespace cexnn::cuda {
 
-// Host memory with the array: its own, or a copy in `storage`.
-template <typename T>
-const T* on_host(const T* data, std::int64_t n, std::vector<T>& storage, const Stream& stream) {
-  if (n == 0 || !on_device(data)) return data;
-  storage.resize(static_cast<std::size_t>(n));
-  copy(data, storage.data(), n, stream);
-  stream.wait();
-  return storage.data();
+// `n` rows of a sparse matrix. The indptr is the host's; the other arrays lie where they lie.
+inline CsrView rows_of(CsrView matrix, std::int64_t first, std::int64_t n) {
+  matrix.rows = n;
+  matrix.indptr += first;
+  return matrix;
 }
 
-// A sparse matrix that the host can read.
-class HostCsr {
- public:
-  HostCsr(const CsrView& rows, const Stream& stream) : view_(rows) {
-    view_.indptr = on_host(rows.indptr, rows.rows + 1, indptr_, stream);
-    const std::int64_t n = view_.indptr[rows.rows];
-    view_.indices = on_host(rows.indices, n, indices_, stream);
-    view_.values = on_host(rows.values, n, values_, stream);
-  }
+__global__ void check_ids_kernel(const std::int32_t* ids, std::int64_t n, std::int64_t least,
+                                 std::int64_t end, int* bad) {
+  const std::int64_t e = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (e < n && (ids[e] < least || ids[e] >= end)) *bad = 1;
+}
 
-  const CsrView& view() const { return view_; }
-  CsrView part(std::int64_t first, std::int64_t n) const {
-    CsrView rows = view_;
-    rows.rows = n;
-    rows.indptr += first;
-    return rows;
+// Whether all ids are from `least` to `end` - 1. Those on the device are looked at there: one
+// number crosses the bus.
+inline bool within(const std::int32_t* ids, std::int64_t n, std::int64_t least, std::int64_t end,
+                   Workspace& ws) {
+  if (n == 0 || !on_device(ids)) {
+    for (std::int64_t e = 0; e < n; ++e)
+      if (ids[e] < least || ids[e] >= end) return false;
+    return true;
   }
-
- private:
-  std::vector<std::int64_t> indptr_;
-  std::vector<std::int32_t> indices_;
-  std::vector<float> values_;
-  CsrView view_;
-};
+  constexpr int kThreads = 256;
+  ws.bad.reserve(1);
+  fill_zero(ws.bad.data(), 1, ws.stream);
+  launch(check_ids_kernel, blocks_for(n, kThreads), dim3(kThreads), 0, ws.stream, ids, n, least,
+         end, ws.bad.data());
+  return fetch(ws.bad.data(), ws.stream) == 0;
+}
 
 // Where results wait on the device, and their way to the caller: 32 bits each, the first says
 // whether a system was not solvable.

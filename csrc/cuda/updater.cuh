@@ -16,10 +16,11 @@ namespace cexnn::cuda {
 
 constexpr double kRidgeFloor = 1e-6;  // times the largest K_ii: the least noise
 
-// Known scores of some queries, in host memory, and the rows of the state that are theirs.
+// Known scores of some queries, in host or device memory but for the indptr, and the rows of the
+// state that are theirs.
 struct KnownScores {
   CsrView scores;
-  MatrixView<const float> priors;  // in host or device memory
+  MatrixView<const float> priors;
   CudaSearchState* state = nullptr;
   std::int64_t first = 0;  // query of the state
 };
@@ -52,7 +53,7 @@ class Updater {
       if (known.state != nullptr && known.state->n_done(known.first + q) > row.n)
         throw std::invalid_argument("known: scores were taken away");
     }
-    const bool certain = noise_is_certain(model, known.priors);
+    const bool certain = noise_is_certain(model, known, ws.stream);
     if (certain) {
       for (KnownRows& row : ws.rows) row.noise = model.noise_variance;
       place(ws, known);
@@ -103,15 +104,17 @@ class Updater {
 
  private:
   // Whether the floor cannot be above the model's own noise, whatever is known.
-  bool noise_is_certain(const QueryModel& model, MatrixView<const float> priors) const {
+  bool noise_is_certain(const QueryModel& model, const KnownScores& known,
+                        const Stream& stream) const {
     const double norm = double(d_) * double(largest_factor_) * double(largest_factor_);
     double prior_norm = 0.0;
     if (model.prior_scale_variance > 0.0) {
-      if (on_device(priors.data)) return false;
-      for (std::int64_t q = 0; q < priors.rows; ++q) {
-        double sum = 0.0;
-        for (const float x : priors.row_view(q)) sum += double(x) * double(x);
-        prior_norm = std::max(prior_norm, sum);
+      if (!on_device(known.priors.data)) {
+        prior_norm = largest_norm(known.priors);
+      } else if (known.state == nullptr) {
+        return false;
+      } else {
+        prior_norm = known.state->largest_prior_norm(known.priors, known.first, stream);
       }
     }
     const double largest = model.factor_variance * norm +

@@ -33,6 +33,7 @@ struct Workspace {
   DeviceBuffer<double> columns;
   DeviceBuffer<double> inverses;  // where there is no state
   DeviceBuffer<std::int32_t> asked;
+  DeviceBuffer<int> bad;  // whether an id was out of range
 };
 
 // Lends workspaces, as many as calls run at once.
