@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.arrays import to_numpy
+
 __all__ = [
     "LARGEST_SEED",
     "MAX_SIZE",
@@ -80,7 +82,7 @@ def check_matrix(
     ----------
     name : str
         The argument's name.
-    value : array of floats
+    value : array of floats, of any library (see `cexnn.arrays`)
         float64 and float16 are converted.
     rows, cols : int, optional
         The shape that it must have.
@@ -90,7 +92,7 @@ def check_matrix(
     ValueError
         Another number of dimensions, shape or dtype, NaN or infinity.
     """
-    array = _array(name, value)
+    array = to_numpy(name, value)
     wanted = f"({'n' if rows is None else rows}, {'d' if cols is None else cols})"
     if (
         array.ndim != 2
@@ -110,13 +112,6 @@ def check_matrix(
     return converted
 
 
-def _array(name: str, value: Any) -> NDArray[Any]:
-    try:
-        return np.asarray(value)
-    except ValueError as error:  # rows of several lengths, say
-        raise ValueError(f"{name}: expected one array, got what is none: {error}") from error
-
-
 def _all_finite(array: NDArray[np.float32]) -> bool:
     """Whether all are finite, in pieces: a memory-mapped array is not doubled in memory."""
     step = max(1, (1 << 22) // max(1, array.shape[1]))
@@ -134,7 +129,7 @@ def check_ids(name: str, value: Any, *, rows: int, n_items: int) -> NDArray[np.i
     ValueError
         Another shape or dtype, an id out of range or twice in a row.
     """
-    array = _array(name, value)
+    array = to_numpy(name, value)
     if array.ndim != 2 or array.shape[0] != rows:
         raise ValueError(f"{name}: expected shape ({rows}, c), got {array.shape}")
     if array.size and array.dtype.kind not in "iu":  # no ids: an empty list says nothing of dtype
@@ -164,7 +159,7 @@ def check_id_set(name: str, value: Any, *, n_items: int) -> NDArray[np.int32]:
     ValueError
         Another shape or dtype, or an id out of range.
     """
-    array = _array(name, value)
+    array = to_numpy(name, value)
     if array.ndim != 1:
         raise ValueError(f"{name}: expected shape (c,), got {array.shape}")
     if array.dtype.kind in "iu":

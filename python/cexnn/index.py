@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.arrays import to_numpy
 from cexnn.build import learn
 from cexnn.checks import check_choice, check_ids
 from cexnn.compact import DTYPES, rounded
@@ -282,8 +283,9 @@ class Index(SearchableIndex):
         ValueError
             Not integers in one dimension, or out of range; nothing is removed then.
         """
-        given = check_ids("ids", np.unique(np.asarray(ids))[None], rows=1, n_items=self.n_items)[0]
-        if np.ndim(ids) != 1 or (given < 0).any():
+        array = to_numpy("ids", ids)
+        given = check_ids("ids", np.unique(array)[None], rows=1, n_items=self.n_items)[0]
+        if array.ndim != 1 or (given < 0).any():
             raise ValueError(f"ids: expected ids from 0 to {self.n_items - 1}, got {ids!r}")
         with self._growing:
             self._items = ItemsAsTheyAre(without_items(self._learned, given), self._device)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import csr_array
 
 from cexnn import _core
+from cexnn.arrays import to_numpy
 from cexnn.confidence import Confidence
+from cexnn.known_scores import KnownScores, SearchResult, Units, blank
 from cexnn.schedule import SHORTLIST, resolve_rounds, round_sizes
-from cexnn.score_csr import csr_from_pairs
 from cexnn.searched import AnySearcher
 from cexnn.trace import RoundTrace, SearchTrace
 
@@ -23,37 +22,6 @@ __all__ = ["SearchResult", "Session", "resolve_rounds"]
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
 _Known = tuple[NDArray[np.int64], IdArray, FloatArray]
-Units = Callable[[FloatArray, NDArray[np.bool_]], FloatArray]
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """Answers of a search, ranked by cross-encoder scores.
-
-    Attributes
-    ----------
-    ids : (n_queries, k) int32
-        Item ids, best first, the smaller id first among equal scores; -1 where fewer than ``k``
-        items were scored.
-    scores : (n_queries, k) float32
-        Their cross-encoder scores, descending; NaN where ``ids`` is -1.
-    n_calls : (n_queries,) int32
-        Pairs scored.
-    scored : CSR (n_queries, n_items) float32
-        Every score that was paid for. A stored zero is a score.
-    complete : (n_queries,) bool
-        Whether the query has spent its budget, or stopped because its best were found; False
-        where a deadline (or the caller of a `Session`) ended it before.
-    trace : SearchTrace or None
-        What the search did, where that was asked for.
-    """
-
-    ids: IdArray
-    scores: FloatArray
-    n_calls: IdArray
-    scored: csr_array
-    complete: NDArray[np.bool_]
-    trace: SearchTrace | None = None
 
 
 class Session:
@@ -117,7 +85,7 @@ class Session:
         self._openers = openers
         self._n_items, self._k = n_items, k
         self._first = first
-        self._units = units or (lambda scores, known: scores)
+        self._units = units
         self._num_threads = num_threads
         self._stop_confident = stop_confident
         n_queries = len(priors)
@@ -129,17 +97,15 @@ class Session:
         self._running = np.arange(n_queries)  # the others have stopped; priors and state: of these
         self._planned: IdArray | None = None  # the next round's items, (running, size)
         self._state = searcher.make_state(n_queries)
-        self._ids = np.full((n_queries, budget), -1, dtype=np.int32)
-        self._scores = np.full((n_queries, budget), np.nan, dtype=np.float32)
-        self._counts = np.zeros(n_queries, dtype=np.int64)
+        self._known = KnownScores(n_queries, budget)
         nothing: IdArray = np.empty(0, dtype=np.int32)
         self._pending = (nothing, nothing)
-        self._blank()  # an answer too large for the memory fails before anything is paid for
+        blank(n_queries, k)  # an answer too large for the memory fails before anything is paid for
 
     @property
     def n_queries(self) -> int:
         """Number of queries searched for."""
-        return len(self._counts)
+        return len(self._known.counts)
 
     @property
     def n_rounds(self) -> int:
@@ -187,7 +153,7 @@ class Session:
 
         Parameters
         ----------
-        scores : (p,) float
+        scores : (p,) float, of any library (see `cexnn.arrays`)
             Of the first ``p`` pairs that wait for a score, in their order.
         allow_missing : bool
             Take NaN for a pair that could not be scored: it will be asked for again.
@@ -199,7 +165,7 @@ class Session:
             is taken then.
         """
         rows, items = self._pending
-        values = np.asarray(scores)
+        values = to_numpy("scores", scores)
         if values.ndim != 1 or values.dtype.kind not in "fiub" or len(values) > len(rows):
             raise ValueError(
                 f"scores: expected at most {len(rows)} numbers in one dimension, "
@@ -221,28 +187,17 @@ class Session:
             kept = np.concatenate([~told, np.ones(len(rows) - len(values), dtype=bool)])
             waiting = (rows[kept], items[kept])
             rows, items, values = rows[~kept], items[~kept], values[told]
-        counts = self._append(rows, items, values)
-        self._counts, self._pending = counts, waiting  # at once: an interrupt cannot come between
+        counts = self._known.append(rows, items, values)
+        # At once: an interrupt cannot come between.
+        self._known.counts, self._pending = counts, waiting
         if self._stop_confident and len(waiting[0]) == 0 and 0 < self._round < len(self._sizes):
             self._plan()
 
     def result(self) -> SearchResult:
         """Return the best items among all scored so far."""
-        known = self._known()
-        ranked = np.where(known, self._scores, -np.inf)
-        order = np.lexsort((self._ids, -ranked))[:, : self._k]
-        ids, scores = self._blank()
-        ids[:, : order.shape[1]] = np.take_along_axis(self._ids, order, axis=1)
-        scores[:, : order.shape[1]] = np.take_along_axis(self._scores, order, axis=1)
-        by_item = np.argsort(np.where(known, self._ids, self._n_items), axis=1)
-        sorted_known = np.take_along_axis(known, by_item, axis=1)
-        scored = csr_from_pairs(
-            np.nonzero(sorted_known)[0].astype(np.int32),
-            np.take_along_axis(self._ids, by_item, axis=1)[sorted_known],
-            np.take_along_axis(self._scores, by_item, axis=1)[sorted_known],
-            (self.n_queries, self._n_items),
-        )
-        counts = self._counts.astype(np.int32)
+        known = self._known
+        ids, scores = known.best(self._k)
+        scored, counts = known.matrix(self._n_items), known.counts.astype(np.int32)
         return SearchResult(ids, scores, counts, scored, self._complete(), self.trace)
 
     def _complete(self) -> NDArray[np.bool_]:
@@ -252,25 +207,6 @@ class Session:
             complete[self._running] = False
         complete[self._pending[0]] = False
         return complete
-
-    def _blank(self) -> tuple[IdArray, FloatArray]:
-        """Return ids and scores of an answer with nothing in it."""
-        shape = (self.n_queries, self._k)
-        ids: IdArray = np.full(shape, -1, dtype=np.int32)
-        scores: FloatArray = np.full(shape, np.nan, dtype=np.float32)
-        return ids, scores
-
-    def _known(self) -> NDArray[np.bool_]:
-        return np.arange(self._ids.shape[1]) < self._counts[:, None]
-
-    def _append(self, rows: IdArray, items: IdArray, scores: FloatArray) -> NDArray[np.int64]:
-        """Write scores behind those known, and return the counts that make them known."""
-        sizes = np.bincount(rows, minlength=self.n_queries)
-        rank = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        place = self._counts[rows] + rank
-        self._ids[rows, place] = items
-        self._scores[rows, place] = scores
-        return self._counts + sizes
 
     def _open(self) -> IdArray:
         """Open with the caller's items, filled up with the openers' best, taken in turn."""
@@ -349,14 +285,17 @@ class Session:
         means, variances = self._searcher.posterior(
             *told, np.ascontiguousarray(ids[:, :SHORTLIST]), self._state, self._num_threads
         )
-        known = self._known()
-        found = np.where(known, self._units(self._scores, known), -np.inf)[self._running]
+        known = self._known.mask()
+        scores = (
+            self._known.scores if self._units is None else self._units(self._known.scores, known)
+        )
+        found = np.where(known, scores, -np.inf)[self._running]
         going = ~self._confidence.judge(
             self._running,
             ids[:, :SHORTLIST],
             means,
             variances,
-            self._ids[self._running],
+            self._known.ids[self._running],
             found,
             self._k,
         )
@@ -375,10 +314,4 @@ class Session:
 
     def _told(self) -> _Known:
         """Return what the model may know of the running queries, as the arrays of a CSR matrix."""
-        counts = self._counts[self._running]
-        indptr = np.zeros(len(counts) + 1, dtype=np.int64)
-        np.cumsum(counts, out=indptr[1:])
-        width = int(counts.max(initial=0))
-        known = np.arange(width) < counts[:, None]
-        ids, scores = self._ids[self._running, :width], self._scores[self._running, :width]
-        return indptr, ids[known], self._units(scores, known)[known]
+        return self._known.csr(self._running, self._units)

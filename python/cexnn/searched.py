@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn import _core
+from cexnn.arrays import to_numpy
 from cexnn.checks import check_id_set
 from cexnn.compact import Compact
 from cexnn.learned import Learned
@@ -117,12 +118,14 @@ class ItemsAsTheyAre:
     ----------
     learned : Learned
         What the index is made of.
+    device : str
+        Where searches run.
     removed : (r,) int32
         Ids of the items that were removed.
     """
 
     def __init__(self, learned: Learned, device: str) -> None:
-        self.learned, self._device = learned, device
+        self.learned, self.device = learned, device
         offsets = learned.item_offsets
         self.removed = np.flatnonzero(np.isneginf(offsets)).astype(np.int32)
         searchers = self._searchers(learned.item_factors, offsets, learned.compact)
@@ -142,8 +145,9 @@ class ItemsAsTheyAre:
             excluded = excluded[~np.isneginf(offsets[excluded])]
         if only is None:
             return self._all._replace(excluded=excluded)
+        only = to_numpy("only", only)
         ids = check_id_set("only", only, n_items=len(offsets))
-        if np.size(only) == 0:
+        if only.size == 0:
             raise ValueError("only: expected the id of one item at least, got none")
         ids = ids[~np.isneginf(offsets[ids])]
         if len(excluded):
@@ -179,7 +183,7 @@ class ItemsAsTheyAre:
         left_out = np.isneginf(offsets)
         without = np.where(left_out, offsets, np.float32(0)) if left_out.any() else None
         codes, scales = (None, None) if compact is None else compact.native()
-        plain = _core.Searcher(factors, without, codes, scales, self._device)
+        plain = _core.Searcher(factors, without, codes, scales, self.device)
         if not np.where(left_out, 0, offsets).any():
             return plain, plain
-        return plain, _core.Searcher(factors, offsets, codes, scales, self._device)
+        return plain, _core.Searcher(factors, offsets, codes, scales, self.device)

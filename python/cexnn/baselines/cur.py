@@ -271,15 +271,14 @@ class _CurSession(Session):
 
     def _next(self, size: int) -> IdArray:
         n_random = round(self._random_share * size)
-        known = self._known()
-        indptr = np.concatenate([[0], np.cumsum(self._counts)])
+        indptr, ids, _ = self._told()
         best, _ = self._searcher.top_items(
-            self._solve(), indptr, self._ids[known], size - n_random, self._num_threads
+            self._solve(), indptr, ids, size - n_random, self._num_threads
         )
         new = np.full((self.n_queries, size), -1, dtype=np.int32)
         new[:, : size - n_random] = best
-        for row, count in enumerate(self._counts):
-            taken = np.concatenate([self._ids[row, :count], best[row]])
+        for row, count in enumerate(self._known.counts):
+            taken = np.concatenate([self._known.ids[row, :count], best[row]])
             drawn = self._shuffled[: len(taken) + n_random]
             new[row, size - n_random :] = drawn[~np.isin(drawn, taken)][:n_random]
         return new
@@ -287,9 +286,9 @@ class _CurSession(Session):
     def _solve(self) -> FloatArray:
         """Return ``y_A pinv(R[:, A])`` of each query, (n_queries, n_anchors), from float64."""
         factors = np.empty((self.n_queries, self._columns.shape[1]), dtype=np.float32)
-        for row, count in enumerate(self._counts):
-            columns = self._columns[self._ids[row, :count]].astype(np.float64)
+        for row, count in enumerate(self._known.counts):
+            columns = self._columns[self._known.ids[row, :count]].astype(np.float64)
             rcond = max(self._rcond, np.finfo(np.float64).eps * max(columns.shape))
-            scores = self._scores[row, :count].astype(np.float64)
+            scores = self._known.scores[row, :count].astype(np.float64)
             factors[row] = np.linalg.lstsq(columns, scores, rcond=rcond)[0]
         return factors
