@@ -16,7 +16,7 @@ a tensor of torch, an array of CuPy.
 
 What comes out are NumPy arrays, which lend themselves: ``torch.from_dlpack(factors.items)``. Those
 of an index are read-only, perhaps mapped from a file, and torch does not hold itself to that:
-``torch.from_dlpack(index.item_factors)`` must not be written to, and with ``copy=True`` is one's own.
+``torch.from_dlpack(index.item_factors)`` is not to be written to; ``copy=True`` makes it one's own.
 Pairs on the device are for ``torch.from_dlpack`` or ``cupy.from_dlpack``, without a copy, too.
 """
 

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.arrays import pairs_for
+from cexnn.device_session import checked_there
 from cexnn.engine import CallTrace, ScoringEngine
 from cexnn.engine.submission import turns
 from cexnn.pace import Pace
 from cexnn.progress import ProgressBar, progress_bar
 from cexnn.scorer import (
     FloatArray,
-    IdArray,
     Scorer,
     call_scorer,
     checked_scores,
@@ -31,14 +32,14 @@ __all__ = ["arun", "run"]
 
 
 class _Pairs(NamedTuple):
-    """What to score next: pairs, and where to note what that took."""
+    """What to score next: pairs, on the host or the device, and where to note what that took."""
 
-    rows: IdArray
-    items: IdArray
+    rows: Any
+    items: Any
     trace: CallTrace | None
 
 
-_Rounds = Generator[_Pairs, FloatArray, SearchResult]
+_Rounds = Generator[_Pairs, Any, SearchResult]
 
 
 def run(
@@ -67,7 +68,7 @@ def run(
             call = _with_options(scorer, moved.trace, pace)
             missing = pace is not None and isinstance(scorer, ScoringEngine)
             try:
-                scores = call_scorer(call, queries, moved.rows, moved.items, allow_missing=missing)
+                scores = _call(call, queries, moved, allow_missing=missing)
             except BaseException as error:
                 rounds.throw(error)  # which takes its scores, and raises it again
                 raise
@@ -102,7 +103,7 @@ async def arun(
     """
     with _keeping_scores(session), progress_bar(False, 0, description="", unit="") as bar:
         rounds = _rounds(session, pace, bar)
-        scores: FloatArray | None = None
+        scores: Any = None
         while True:
             if inline:
                 moved = _advance(rounds, scores)
@@ -129,7 +130,7 @@ def _rounds(session: Session, pace: Pace | None, bar: ProgressBar) -> _Rounds:
     return session.result()
 
 
-def _round_in_time(session: Session, pace: Pace) -> Generator[_Pairs, FloatArray, bool]:
+def _round_in_time(session: Session, pace: Pace) -> Generator[_Pairs, Any, bool]:
     """Score what there is time for, in as many calls as that takes; tell whether that was all."""
     start = pace.clock()
     rows, items = session.ask()
@@ -150,8 +151,8 @@ def _round_in_time(session: Session, pace: Pace) -> Generator[_Pairs, FloatArray
 
 
 def _part(
-    session: Session, rows: IdArray, items: IdArray, chosen: NDArray[np.int64] | None
-) -> Generator[_Pairs, FloatArray, FloatArray]:
+    session: Session, rows: Any, items: Any, chosen: NDArray[np.int64] | None
+) -> Generator[_Pairs, Any, Any]:
     """Have some, or all, of the pairs that wait scored; return what there is then, else NaN."""
     noted = None if session.trace is None else session.trace.rounds[-1]
     start = time.perf_counter()
@@ -171,15 +172,15 @@ def _part(
     return told
 
 
-def _in_place(scores: FloatArray, chosen: NDArray[np.int64] | None, n: int) -> FloatArray:
+def _in_place(scores: Any, chosen: NDArray[np.int64] | None, n: int) -> Any:
     if chosen is None:
         return scores
-    told = np.full(n, np.nan, dtype=np.float32)
+    told: FloatArray = np.full(n, np.nan, dtype=np.float32)
     told[chosen] = scores
     return told
 
 
-def _advance(rounds: _Rounds, scores: FloatArray | None) -> _Pairs | SearchResult:
+def _advance(rounds: _Rounds, scores: Any) -> _Pairs | SearchResult:
     """Take the next step of a search: what to score next, or the result."""
     try:
         return next(rounds) if scores is None else rounds.send(scores)
@@ -188,15 +189,22 @@ def _advance(rounds: _Rounds, scores: FloatArray | None) -> _Pairs | SearchResul
         return result
 
 
+def _call(scorer: Scorer, queries: Sequence[Any], pairs: _Pairs, *, allow_missing: bool) -> Any:
+    rows, items, _ = pairs
+    if isinstance(rows, np.ndarray):
+        return call_scorer(scorer, queries, rows, items, allow_missing=allow_missing)
+    with naming_pairs(rows, items):
+        returned = scorer(queries, rows, items)
+    return checked_there(returned, rows, items)
+
+
 def _with_options(scorer: Scorer, trace: CallTrace | None, pace: Pace | None) -> Scorer:
     if not isinstance(scorer, ScoringEngine):
         return scorer
     return functools.partial(scorer, deadline=None if pace is None else pace.end, trace=trace)
 
 
-async def _score(
-    scorer: Scorer, queries: Sequence[Any], pairs: _Pairs, pace: Pace | None
-) -> FloatArray:
+async def _score(scorer: Scorer, queries: Sequence[Any], pairs: _Pairs, pace: Pace | None) -> Any:
     """Score pairs, those not there at the deadline as NaN."""
     rows, items, trace = pairs
     with naming_pairs(rows, items):
@@ -206,11 +214,12 @@ async def _score(
         else:
             call: asyncio.Future[Any]
             if _is_async(scorer):
-                asked: Any = scorer(queries, rows, items)
+                asked: Any = scorer(queries, *pairs_for(scorer, rows, items))
                 call = asyncio.ensure_future(asked)
             else:
                 loop = asyncio.get_running_loop()
-                call = loop.run_in_executor(None, scorer, queries, rows, items)
+                wanted = pairs_for(scorer, rows, items)
+                call = loop.run_in_executor(None, scorer, queries, *wanted)
             try:
                 await asyncio.wait([call], timeout=None if pace is None else pace.left)
             except asyncio.CancelledError:
@@ -220,6 +229,8 @@ async def _score(
                 call.cancel()  # a thread goes on, but nobody waits for it
                 return np.full(len(rows), np.nan, dtype=np.float32)
             returned = call.result()
+    if not isinstance(rows, np.ndarray):
+        return checked_there(returned, rows, items)
     return checked_scores(returned, rows, items, allow_missing=pace is not None)
 
 

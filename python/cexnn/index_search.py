@@ -11,25 +11,14 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn.checks import (
-    MAX_SIZE,
-    check_choice,
-    check_float,
-    check_ids,
-    check_int,
-    check_matrix,
-)
-from cexnn.device import resolve_num_threads
+from cexnn.arrays import device_of_pairs, to_numpy
 from cexnn.drive import arun, run
-from cexnn.embedding_maps import query_priors
 from cexnn.engine import ScoringEngine
 from cexnn.engine.rate import Handover
-from cexnn.learned import Learned
 from cexnn.pace import Pace, make_pace
-from cexnn.schedule import check_stop, resolve_rounds
-from cexnn.score_map import drawn_in, standardised
 from cexnn.scorer import Scorer, check_call
-from cexnn.search import SearchResult, Session, Units
+from cexnn.search import SearchResult, Session
+from cexnn.search_start import start_session
 from cexnn.searched import ItemsAsTheyAre
 from cexnn.trace import SearchTrace
 
@@ -37,10 +26,6 @@ __all__ = ["SearchOptions", "SearchableIndex"]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
-
-UPDATES = ("calibrated", "least_squares")
-
-MAX_FACTOR = 1e18  # of a query: its squares stay finite
 
 _INLINE = 1 << 22  # multiplications of a scan that takes less than a millisecond
 
@@ -51,7 +36,7 @@ class SearchOptions(TypedDict, total=False):
     k: int
     budget: int
     rounds: int | str
-    query_embeddings: FloatArray | None
+    query_embeddings: Any
     first: Any
     exclude: Any
     only: Any
@@ -74,7 +59,7 @@ class SearchableIndex:
         k: int = 10,
         budget: int = 100,
         rounds: int | str = 5,
-        query_embeddings: FloatArray | None = None,
+        query_embeddings: Any = None,
         first: Any = None,
         exclude: Any = None,
         only: Any = None,
@@ -91,7 +76,9 @@ class SearchableIndex:
         Parameters
         ----------
         scorer : Scorer
-            Called once a round with the new pairs of all queries.
+            Called once a round with the new pairs of all queries; on the CUDA device, if it has
+            ``pairs_device = "cuda"``. Neither they nor the scores leave it then if the index is
+            there, too, for most options; see `cexnn.device_session`.
         queries : sequence
             Passed on to the scorer.
         k : int
@@ -106,6 +93,7 @@ class SearchableIndex:
         query_embeddings : (n_queries, n_dims) float, optional
             Of the dual encoder that the index was built with. Without them, or where the build
             had none or could make nothing of them, a query starts as the mean training query.
+            Arrays of any library will do, here and below: see `cexnn.arrays`.
         first : (n_queries, c) int, optional
             Item ids to open with, best first, from any retriever; -1 for none. By default, and
             where they do not fill the first round, the prior's best items, with and without
@@ -174,9 +162,11 @@ class SearchableIndex:
         """
         started = time.perf_counter()
         pace = make_pace(deadline_ms, _handover(scorer))
-        session = self._start(
+        session = start_session(
+            self._items,
             check_call(scorer, queries),
             SearchTrace() if trace else None,
+            pairs_device=self._pairs_device(scorer, pace, trace),
             k=k,
             budget=budget,
             rounds=rounds,
@@ -236,14 +226,19 @@ class SearchableIndex:
         n_queries = check_call(scorer, queries)
         options.setdefault("num_threads", 1)
         start = functools.partial(
-            self._start, n_queries, SearchTrace() if trace else None, **options
+            start_session,
+            self._items,
+            n_queries,
+            SearchTrace() if trace else None,
+            pairs_device=self._pairs_device(scorer, pace, trace),
+            **options,
         )
         n_items, only = self._items.learned.item_factors.shape[0], options.get("only")
         if only is None:
             session = start()
         else:  # their factors are gathered
             session = await asyncio.get_running_loop().run_in_executor(None, start)
-            n_items = min(n_items, np.size(only))
+            n_items = min(n_items, np.size(to_numpy("only", only)))
         work = n_queries * n_items * self._items.learned.item_factors.shape[1]
         result = await arun(session, scorer, queries, pace=pace, inline=work <= _INLINE)
         return _timed(result, started, pace)
@@ -255,7 +250,7 @@ class SearchableIndex:
         k: int = 10,
         budget: int = 100,
         rounds: int | str = 5,
-        query_embeddings: FloatArray | None = None,
+        query_embeddings: Any = None,
         first: Any = None,
         exclude: Any = None,
         only: Any = None,
@@ -263,10 +258,13 @@ class SearchableIndex:
         mix: float = 0.0,
         stop: str | None = None,
         num_threads: int | None = None,
+        pairs_device: str = "cpu",
     ) -> Session:
         """Start a search whose scoring is left to the caller: `Session.ask`, `Session.tell`.
 
-        Parameters are those of `search`.
+        Parameters are those of `search`, and ``pairs_device``: with ``"cuda"``, for an index
+        there, `ask` returns arrays on the device, and scores told from there stay there; see
+        `cexnn.device_session`.
 
         Examples
         --------
@@ -280,9 +278,11 @@ class SearchableIndex:
         >>> session.result().ids
         array([[0]], dtype=int32)
         """
-        return self._start(
+        return start_session(
+            self._items,
             n_queries,
             None,
+            pairs_device=pairs_device,
             k=k,
             budget=budget,
             rounds=rounds,
@@ -296,71 +296,11 @@ class SearchableIndex:
             num_threads=num_threads,
         )
 
-    def _start(
-        self,
-        n_queries: int,
-        trace: SearchTrace | None,
-        *,
-        k: int = 10,
-        budget: int = 100,
-        rounds: int | str = 5,
-        query_embeddings: FloatArray | None = None,
-        first: Any = None,
-        exclude: Any = None,
-        only: Any = None,
-        update: str = "calibrated",
-        mix: float = 0.0,
-        stop: str | None = None,
-        num_threads: int | None = None,
-    ) -> Session:
-        """Check a search's options and start it."""
-        check_int("n_queries", n_queries, minimum=0)
-        check_int("k", k, minimum=1, maximum=MAX_SIZE)
-        check_int("budget", budget, minimum=1)
-        check_choice("update", update, UPDATES)
-        check_float("mix", mix, minimum=0, maximum=1)
-        if mix != 0 and update == "calibrated":
-            raise ValueError("mix: expected 0 with update='calibrated', which learns it")
-        state, opening = self._items, None
-        n_items = len(state.learned.item_factors)
-        if first is not None:
-            opening = check_ids("first", first, rows=n_queries, n_items=n_items)
-        searched = state.searched(only=only, exclude=exclude)
-        if opening is not None:
-            opening = np.where(np.isin(opening, state.removed), np.int32(-1), opening)
-            opening = searched.allowed(opening)
-        model, calibrated = state.learned.model, update == "calibrated"
-        learned_rounds = state.learned.rounds if calibrated else ()
-        openers = [searched.plain]
-        if calibrated and searched.calibrated is not searched.plain:
-            openers.append(searched.calibrated)
-        start = time.perf_counter()
-        priors = _priors(state.learned, n_queries, query_embeddings, opened=opening is not None)
-        if trace is not None:
-            trace.prior_ms = (time.perf_counter() - start) * 1e3
-        return Session(
-            openers[-1],
-            openers,
-            model.calibrated() if calibrated else model.least_squares(mix),
-            priors,
-            n_items=n_items,
-            n_searchable=searched.n_items,
-            k=k,
-            budget=budget,
-            rounds=resolve_rounds(rounds, budget, learned_rounds),
-            first=opening,
-            units=_units(state.learned, calibrated=calibrated),
-            stop_confident=check_stop(
-                stop,
-                calibrated=calibrated,
-                in_score_units=state.learned.in_score_units,
-                fitted_prior=query_embeddings is not None
-                or (state.learned.query_scale == 0 and len(state.learned.query_map) == 0),
-            ),
-            num_threads=resolve_num_threads(num_threads),
-            excluded=searched.excluded,
-            trace=trace,
-        )
+    def _pairs_device(self, scorer: Scorer, pace: Pace | None, trace: bool) -> str:
+        """Where a search's pairs are asked for: a deadline and a trace look at each of them."""
+        if self._items.device == "cpu" or pace is not None or trace:
+            return "cpu"
+        return device_of_pairs(scorer)
 
 
 def _handover(scorer: Scorer) -> Handover | None:
@@ -374,34 +314,3 @@ def _timed(result: SearchResult, started: float, pace: Pace | None) -> SearchRes
         result.trace.total_ms = (time.perf_counter() - started) * 1e3
         result.trace.n_incomplete = int((~result.complete).sum())
     return result
-
-
-def _units(learned: Learned, *, calibrated: bool) -> Units:
-    """How scores reach the model: bent to its liking, or as they are but for their units."""
-    if not learned.in_score_units:
-        return drawn_in if calibrated else standardised
-    units = learned.score_map if calibrated else learned.score_map.line
-    return lambda scores, known: units(scores)
-
-
-def _priors(
-    learned: Learned, n_queries: int, query_embeddings: FloatArray | None, *, opened: bool
-) -> FloatArray:
-    """Query factors before any score is known, (n_queries, n_factors) float32."""
-    if query_embeddings is None:
-        if not learned.in_score_units and not opened:
-            raise ValueError(
-                "query_embeddings: expected for an index built without scores (or items to "
-                "open with: first), got None"
-            )
-        return np.tile(learned.mean_query, (n_queries, 1))
-    if learned.n_dims is None:
-        raise ValueError("query_embeddings: expected None, the index was built without any")
-    given = check_matrix("query_embeddings", query_embeddings, rows=n_queries, cols=learned.n_dims)
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = query_priors(given, learned.query_scale, learned.query_map, learned.mean_query)
-    if not np.isfinite(found).all() or np.abs(found).max(initial=0) > MAX_FACTOR:
-        raise ValueError(
-            "query_embeddings: expected numbers of the build's size, got far larger ones"
-        )
-    return found

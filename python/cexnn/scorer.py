@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.arrays import device_of_pairs, pairs_for, to_numpy
+
 if TYPE_CHECKING:
     import scipy.sparse
 
@@ -34,6 +36,11 @@ class Scorer(Protocol):
     """Cross-encoder scores of query-item pairs; larger is better.
 
     Anything callable with this signature is a scorer: a model, a table lookup, a remote service.
+
+    One that has the attribute ``pairs_device = "cuda"`` is called with ``rows`` and ``items`` on
+    the CUDA device, as arrays that lend themselves by DLPack (``torch.from_dlpack(items)``) and are
+    not to be written to, and may return its scores there. In a search of an index on the device
+    neither then leaves it; see `cexnn.device_session`.
     """
 
     def __call__(self, queries: Sequence[Any], rows: IdArray, items: IdArray) -> FloatArray:
@@ -49,7 +56,7 @@ class Scorer(Protocol):
         Returns
         -------
         (p,) float32
-            One finite score for each pair, in their order.
+            One finite score for each pair, in their order; of any library (see `cexnn.arrays`).
         """
         ...
 
@@ -111,9 +118,12 @@ def check_call(scorer: Scorer, queries: Sequence[Any]) -> int:
     ------
     ValueError
         ``scorer`` cannot be called, or ``queries`` is a single text or no sequence.
+    RuntimeError
+        A scorer of pairs on the CUDA device, and there is none.
     """
     if not callable(scorer):
         raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}")
+    device_of_pairs(scorer)
     if isinstance(queries, str | bytes) or not (
         hasattr(queries, "__len__") and hasattr(queries, "__getitem__")
     ):
@@ -156,14 +166,13 @@ def call_scorer(
     if len(rows) == 0:
         return np.empty(0, dtype=np.float32)
     with naming_pairs(rows, items):
-        returned = scorer(queries, rows, items)
+        returned = scorer(queries, *pairs_for(scorer, rows, items))
     return checked_scores(returned, rows, items, allow_missing=allow_missing)
 
 
 @contextmanager
-def naming_pairs(rows: IdArray, items: IdArray) -> Iterator[None]:
+def naming_pairs(rows: Any, items: Any) -> Iterator[None]:
     """Turn what a scorer raises on these pairs, one at least, into a `ScorerError`."""
-    row, item = int(rows[0]), int(items[0])
     try:
         yield
     except ScorerError as error:
@@ -172,6 +181,7 @@ def naming_pairs(rows: IdArray, items: IdArray) -> Iterator[None]:
     except EngineClosedError:  # nothing is wrong with these pairs
         raise
     except Exception as error:
+        row, item = (int(to_numpy("pairs", numbers)[0]) for numbers in (rows, items))
         raise ScorerError(
             f"the scorer raised {type(error).__name__} on a call of {len(rows)} pairs that starts "
             f"with query {row}, item {item}: {error}",
@@ -187,7 +197,7 @@ def checked_scores(
     row, item = int(rows[0]), int(items[0])
     try:
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite: refused below
-            scores = np.asarray(returned, dtype=np.float32)
+            scores = np.asarray(to_numpy("scores", returned), dtype=np.float32)
     except Exception as error:  # whatever the conversion raises: a tensor with a gradient, say
         raise ScorerError(
             f"the scorer must return numbers, got {type(returned).__name__}: {error}",
@@ -217,7 +227,7 @@ def _usable(given: Any, n: int) -> FloatArray | None:
     """Return the scores of a failed call, NaN where there is none; a scorer may set anything."""
     try:
         with np.errstate(over="ignore"):
-            scores = np.asarray(given, dtype=np.float32)
+            scores = np.asarray(to_numpy("scores", given), dtype=np.float32)
     except Exception:  # whatever the conversion raises
         return None
     if scores.shape != (n,):
@@ -270,4 +280,4 @@ class PairScorer:
         """Score the pairs; see `Scorer`."""
         asked, texts = by_position(queries), by_position(self._item_texts)
         pairs = [(asked[r], texts[i]) for r, i in zip(rows.tolist(), items.tolist(), strict=True)]
-        return np.asarray(self._predict(pairs), dtype=np.float32)
+        return np.asarray(to_numpy("predict(pairs)", self._predict(pairs)), dtype=np.float32)

@@ -1,0 +1,208 @@
+"""Searches whose pairs and scores stay on the CUDA device.
+
+Such a search finds what any other does, score for score. Where the model takes scores as they are,
+neither the scores nor what is known cross the bus from round to round; what does are some dozen
+bytes a query about its system, a few numbers that tell whether all went well, and, as the searcher
+is today, the ids that it found. Once a search, the opening is chosen on the host, the queries'
+priors (which come back once, for their norms) and the numbers of their rows go to the device,
+and the result comes back.
+
+The others keep what they know on the host, and their pairs go to the device, and their scores come
+back, once a round:
+
+- of an index built from embeddings alone, or with a score map (``index.info()["score_map"]``): what
+  the model takes for scores is computed on the host,
+- with ``stop="confident"``, ``exclude``, or ``only`` for few items, which are decided there,
+- with ``deadline_ms`` or ``trace``, which look at each pair,
+- from the first time on that the scores told are not those of all pairs asked for, float32 and
+  finite.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cexnn import _core
+from cexnn.arrays import on_cuda, to_cuda, to_numpy
+from cexnn.scorer import checked_scores
+from cexnn.search import SearchResult, Session
+
+__all__ = ["DeviceSession", "checked_there"]
+
+
+class _There(NamedTuple):
+    """What a search has on the device.
+
+    Attributes
+    ----------
+    priors : (n_queries, n_factors) float32
+    ids, scores : (n_queries, n_known) int32 and float32
+        In the order of scoring.
+    asked : (n_queries, size) int32, optional
+        Items that wait for a score.
+    """
+
+    priors: _core.DeviceArray
+    ids: _core.DeviceArray
+    scores: _core.DeviceArray
+    asked: _core.DeviceArray | None = None
+
+
+class DeviceSession(Session):
+    """A `Session` that asks for pairs on the device, and keeps what it knows there if it can.
+
+    Made by `Index.session` with ``pairs_device="cuda"``. `ask` returns arrays on the device, int32
+    (p,), that lend themselves by DLPack and must not be written to; `tell` takes scores from
+    there and from the host.
+    """
+
+    _there: _There | None = None
+    _rows: _core.DeviceArray | None = None  # of the pairs of one round, as many as in the last
+
+    @property
+    def done(self) -> bool:
+        """Whether every query has spent its budget or stopped, and every pair was told."""
+        return super().done and (self._there is None or self._there.asked is None)
+
+    def ask(self) -> tuple[Any, Any]:
+        """Name the pairs to score next; see `Session.ask`."""
+        if self._there is None and self._round == 0 and self._can_stay():
+            n = self.n_queries
+            self._there = _There(
+                _core.DeviceArray(self._priors),
+                _core.DeviceArray.empty((n, 0), "int32"),
+                _core.DeviceArray.empty((n, 0), "float32"),
+            )
+        if self._there is not None and self._there.asked is None and not self.done:
+            self._go_on(self._there)
+        if self._there is None:
+            pairs = super().ask()
+            return to_cuda("rows", pairs[0]), to_cuda("items", pairs[1])
+        if self._there.asked is None:
+            nothing = _core.DeviceArray.empty((0,), "int32")
+            return nothing, nothing
+        items = self._there.asked.ravel()
+        if self._rows is None or len(self._rows) != len(items):
+            self._rows = _core.DeviceArray(self._asked_rows(self._there.asked))
+        return self._rows, items
+
+    def tell(self, scores: Any, *, allow_missing: bool = False) -> None:
+        """Take the scores of the pairs that `ask` names now; see `Session.tell`."""
+        there = self._there
+        if there is not None and there.asked is not None:
+            told = _whole(scores, len(there.asked.ravel()))
+            if told is not None:
+                ids, known = _core.append(
+                    there.ids, there.scores, there.asked, told.reshape(there.asked.shape)
+                )
+                self._there = _There(there.priors, ids, known)
+                return
+        self._come_home()
+        super().tell(scores, allow_missing=allow_missing)
+
+    def result(self) -> SearchResult:
+        """Return the best items among all scored so far."""
+        if self._there is not None:
+            self._fetch(self._there)
+        return super().result()
+
+    def _can_stay(self) -> bool:
+        return (
+            isinstance(self._searcher, _core.Searcher)
+            and self._units is None
+            and not self._stop_confident
+            and len(self._excluded) == 0
+            and self.trace is None
+            and len(self._sizes) > 0
+        )
+
+    def _go_on(self, there: _There) -> None:
+        """Find the next round's items; come home where some query has too few left."""
+        size = self._sizes[self._round]
+        if self._round == 0:
+            opening = self._open()
+            short = bool((opening < 0).any())
+            asked = _core.DeviceArray(opening)
+        else:
+            searcher: Any = self._searcher  # its results lie where the priors do
+            indptr = np.arange(self.n_queries + 1, dtype=np.int64) * there.ids.shape[1]
+            asked, approximate = searcher.next_items(
+                indptr,
+                there.ids.ravel(),
+                there.scores.ravel(),
+                there.priors,
+                self._model,
+                self._state,
+                size,
+                self._num_threads,
+            )
+            short = not _core.all_finite(approximate.ravel())  # NaN: no item
+        if short:
+            self._come_home()
+            self._planned = asked.numpy()
+        else:
+            self._round, self._there = self._round + 1, there._replace(asked=asked)
+
+    def _come_home(self) -> None:
+        """Go on on the host, with what is known and asked for."""
+        there = self._there
+        if there is None:
+            return
+        self._fetch(there)
+        if there.asked is not None:
+            self._pending = (self._asked_rows(there.asked), there.asked.numpy().ravel())
+        self._there = None
+
+    def _fetch(self, there: _There) -> None:
+        n_known = there.ids.shape[1]
+        self._known.ids[:, :n_known] = there.ids.numpy()
+        self._known.scores[:, :n_known] = there.scores.numpy()
+        self._known.counts[:] = n_known
+
+    def _complete(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        complete = super()._complete()
+        if self._there is not None and self._there.asked is not None:
+            complete[:] = False
+        return complete
+
+    def _asked_rows(self, asked: _core.DeviceArray) -> np.ndarray[Any, np.dtype[np.int32]]:
+        return np.repeat(np.arange(self.n_queries, dtype=np.int32), asked.shape[1])
+
+
+def checked_there(returned: Any, rows: Any, items: Any) -> Any:
+    """Return what a scorer returned for pairs on the device, one at least, as scores.
+
+    Returns
+    -------
+    (p,) float32
+        Finite; on the device if they are float32 there, else on the host.
+
+    Raises
+    ------
+    ScorerError
+        As `checked_scores` does.
+    """
+    try:
+        scores = _whole(returned, len(rows)) if on_cuda(returned) else None
+    except Exception:  # whatever its owner raises: it raises it again on the way to the host
+        scores = None
+    if scores is not None:
+        return scores
+    return checked_scores(returned, to_numpy("rows", rows), to_numpy("items", items))
+
+
+def _whole(scores: Any, n: int) -> _core.DeviceArray | None:
+    """Return ``n`` finite float32 scores on the device; None if they are anything else."""
+    if on_cuda(scores):
+        there = to_cuda("scores", scores)
+    else:
+        given = to_numpy("scores", scores)
+        if given.shape != (n,) or given.dtype.kind not in "fiub":
+            return None
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite: refused below
+            there = to_cuda("scores", given.astype(np.float32))
+    if there.shape != (n,) or there.dtype != np.float32 or not _core.all_finite(there):
+        return None
+    return there

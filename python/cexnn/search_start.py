@@ -1,0 +1,139 @@
+"""The start of a search: its options checked, its priors made, a session over the items."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn.checks import (
+    MAX_SIZE,
+    check_choice,
+    check_float,
+    check_ids,
+    check_int,
+    check_matrix,
+)
+from cexnn.device import resolve_num_threads
+from cexnn.device_session import DeviceSession
+from cexnn.embedding_maps import query_priors
+from cexnn.known_scores import Units
+from cexnn.learned import Learned
+from cexnn.schedule import check_stop, resolve_rounds
+from cexnn.score_map import drawn_in, standardised
+from cexnn.search import Session
+from cexnn.searched import ItemsAsTheyAre
+from cexnn.trace import SearchTrace
+
+__all__ = ["start_session"]
+
+FloatArray = NDArray[np.float32]
+
+UPDATES = ("calibrated", "least_squares")
+
+MAX_FACTOR = 1e18  # of a query: its squares stay finite
+
+
+def start_session(
+    items: ItemsAsTheyAre,
+    n_queries: int,
+    trace: SearchTrace | None,
+    *,
+    pairs_device: str = "cpu",
+    k: int = 10,
+    budget: int = 100,
+    rounds: int | str = 5,
+    query_embeddings: FloatArray | None = None,
+    first: Any = None,
+    exclude: Any = None,
+    only: Any = None,
+    update: str = "calibrated",
+    mix: float = 0.0,
+    stop: str | None = None,
+    num_threads: int | None = None,
+) -> Session:
+    """Check a search's options and start it; see `Index.search` and `Index.session`."""
+    check_int("n_queries", n_queries, minimum=0)
+    check_int("k", k, minimum=1, maximum=MAX_SIZE)
+    check_int("budget", budget, minimum=1)
+    check_choice("update", update, UPDATES)
+    check_float("mix", mix, minimum=0, maximum=1)
+    if mix != 0 and update == "calibrated":
+        raise ValueError("mix: expected 0 with update='calibrated', which learns it")
+    check_choice(
+        "pairs_device", pairs_device, ("cpu", "cuda") if items.device == "cuda" else ("cpu",)
+    )
+    opening, n_items = None, len(items.learned.item_factors)
+    if first is not None:
+        opening = check_ids("first", first, rows=n_queries, n_items=n_items)
+    searched = items.searched(only=only, exclude=exclude)
+    if opening is not None:
+        opening = np.where(np.isin(opening, items.removed), np.int32(-1), opening)
+        opening = searched.allowed(opening)
+    model, calibrated = items.learned.model, update == "calibrated"
+    learned_rounds = items.learned.rounds if calibrated else ()
+    openers = [searched.plain]
+    if calibrated and searched.calibrated is not searched.plain:
+        openers.append(searched.calibrated)
+    start = time.perf_counter()
+    priors = _priors(items.learned, n_queries, query_embeddings, opened=opening is not None)
+    if trace is not None:
+        trace.prior_ms = (time.perf_counter() - start) * 1e3
+    return (DeviceSession if pairs_device == "cuda" else Session)(
+        openers[-1],
+        openers,
+        model.calibrated() if calibrated else model.least_squares(mix),
+        priors,
+        n_items=n_items,
+        n_searchable=searched.n_items,
+        k=k,
+        budget=budget,
+        rounds=resolve_rounds(rounds, budget, learned_rounds),
+        first=opening,
+        units=_units(items.learned, calibrated=calibrated),
+        stop_confident=check_stop(
+            stop,
+            calibrated=calibrated,
+            in_score_units=items.learned.in_score_units,
+            fitted_prior=query_embeddings is not None
+            or (items.learned.query_scale == 0 and len(items.learned.query_map) == 0),
+        ),
+        num_threads=resolve_num_threads(num_threads),
+        excluded=searched.excluded,
+        trace=trace,
+    )
+
+
+def _units(learned: Learned, *, calibrated: bool) -> Units | None:
+    """How scores reach the model: bent to its liking, or as they are but for their units."""
+    if not learned.in_score_units:
+        return drawn_in if calibrated else standardised
+    if not learned.score_map.knots:
+        return None
+    units = learned.score_map if calibrated else learned.score_map.line
+    return lambda scores, known: units(scores)
+
+
+def _priors(
+    learned: Learned, n_queries: int, query_embeddings: FloatArray | None, *, opened: bool
+) -> FloatArray:
+    """Query factors before any score is known, (n_queries, n_factors) float32."""
+    if query_embeddings is None:
+        if not learned.in_score_units and not opened:
+            raise ValueError(
+                "query_embeddings: expected for an index built without scores (or items to "
+                "open with: first), got None"
+            )
+        return np.tile(learned.mean_query, (n_queries, 1))
+    if learned.n_dims is None:
+        raise ValueError("query_embeddings: expected None, the index was built without any")
+    given = check_matrix("query_embeddings", query_embeddings, rows=n_queries, cols=learned.n_dims)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = query_priors(given, learned.query_scale, learned.query_map, learned.mean_query)
+    if not np.isfinite(found).all() or np.abs(found).max(initial=0) > MAX_FACTOR:
+        raise ValueError(
+            "query_embeddings: expected numbers of the build's size, got far larger ones"
+        )
+    return found
