@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -16,6 +16,7 @@ from cexnn.checks import check_choice, check_ids
 from cexnn.compact import DTYPES, rounded
 from cexnn.device import resolve_device, resolve_num_threads
 from cexnn.growth import with_items, without_items
+from cexnn.index_facts import IndexFacts
 from cexnn.index_search import SearchableIndex
 from cexnn.learned import Learned, read, write
 from cexnn.searched import ItemsAsTheyAre
@@ -26,7 +27,7 @@ FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
 
 
-class Index(SearchableIndex):
+class Index(IndexFacts, SearchableIndex):
     """Items ready to be searched with a cross-encoder; made by `Index.build` or `Index.load`.
 
     May be used from several threads. `add` and `remove` change it for the searches that start
@@ -34,8 +35,7 @@ class Index(SearchableIndex):
     """
 
     def __init__(self, learned: Learned, *, device: str = "auto") -> None:
-        self._device = resolve_device(device)
-        self._items = ItemsAsTheyAre(learned, self._device)
+        self._items = ItemsAsTheyAre(learned, resolve_device(device))
         self._growing = threading.Lock()
 
     @classmethod
@@ -135,46 +135,6 @@ class Index(SearchableIndex):
         )
         return cls(learned, device=device)
 
-    @property
-    def _learned(self) -> Learned:
-        return self._items.learned
-
-    @property
-    def n_items(self) -> int:
-        """Number of items, removed ones included: ids run from 0 to ``n_items - 1``."""
-        return int(self._learned.item_factors.shape[0])
-
-    @property
-    def n_removed(self) -> int:
-        """Number of items that were removed."""
-        return len(self._items.removed)
-
-    @property
-    def n_factors(self) -> int:
-        """Number of factors of an item."""
-        return int(self._learned.item_factors.shape[1])
-
-    @property
-    def device(self) -> str:
-        """Where searches run: ``"cpu"`` or ``"cuda"``."""
-        return self._device
-
-    @property
-    def item_factors(self) -> FloatArray:
-        """Item factors, (n_items, n_factors) float32, read-only."""
-        return _read_only(self._learned.item_factors)
-
-    @property
-    def item_offsets(self) -> FloatArray:
-        """What each item gets for every query, (n_items,) float32 in model units, read-only."""
-        return _read_only(self._learned.item_offsets)
-
-    @property
-    def dtype(self) -> str:
-        """What a search scans: ``"float32"``, ``"float16"`` or ``"int8"``; see `astype`."""
-        compact = self._learned.compact
-        return "float32" if compact is None else compact.dtype
-
     def astype(self, dtype: str) -> Self:
         """Return an index of the same items whose searches scan fewer bytes, in less time.
 
@@ -210,25 +170,7 @@ class Index(SearchableIndex):
         check_choice("dtype", dtype, ("float32", *DTYPES))
         learned = self._learned
         compact = None if dtype == "float32" else rounded(learned.item_factors, dtype)
-        return type(self)(replace(learned, compact=compact), device=self._device)
-
-    def info(self) -> dict[str, Any]:
-        """Return what the index holds and what its build learned, as plain values.
-
-        ``"rounds"``: for a few budgets, the fewest rounds that are as good as more, in searches
-        for ``"n_simulated_queries"`` queries simulated under the learned ``"query_model"``.
-        """
-        return {
-            "n_items": self.n_items,
-            "n_removed": self.n_removed,
-            "n_factors": self.n_factors,
-            "dtype": self.dtype,
-            "embedding_dims": self._learned.n_dims,
-            "score_map": self._learned.score_map.name,
-            "query_model": asdict(self._learned.model),
-            "rounds": dict(self._learned.rounds),
-            **self._learned.facts,
-        }
+        return type(self)(replace(learned, compact=compact), device=self.device)
 
     def add(self, item_embeddings: Any = None, scores: Any = None) -> IdArray:
         """Place new items without a refit; the ids of all others stay as they are.
@@ -266,7 +208,7 @@ class Index(SearchableIndex):
             n_before = self.n_items
             self._items = ItemsAsTheyAre(
                 with_items(self._learned, item_embeddings, scores, resolve_num_threads(None)),
-                self._device,
+                self.device,
             )
             return np.arange(n_before, self.n_items, dtype=np.int32)
 
@@ -288,7 +230,7 @@ class Index(SearchableIndex):
         if array.ndim != 1 or (given < 0).any():
             raise ValueError(f"ids: expected ids from 0 to {self.n_items - 1}, got {ids!r}")
         with self._growing:
-            self._items = ItemsAsTheyAre(without_items(self._learned, given), self._device)
+            self._items = ItemsAsTheyAre(without_items(self._learned, given), self.device)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one file, in the safetensors format; see `cexnn.storage`.
@@ -335,9 +277,3 @@ class Index(SearchableIndex):
         """
         resolve_device(device)
         return cls(read(path, mmap=mmap, verify=verify), device=device)
-
-
-def _read_only(array: FloatArray) -> FloatArray:
-    view = array.view()
-    view.flags.writeable = False
-    return view

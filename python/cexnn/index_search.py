@@ -6,7 +6,7 @@ import asyncio
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from cexnn.engine.rate import Handover
 from cexnn.pace import Pace, make_pace
 from cexnn.scorer import Scorer, check_call
 from cexnn.search import SearchResult, Session
-from cexnn.search_start import start_session
+from cexnn.search_start import SearchOptions, start_session
 from cexnn.searched import ItemsAsTheyAre
 from cexnn.trace import SearchTrace
 
@@ -28,22 +28,6 @@ FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
 
 _INLINE = 1 << 22  # multiplications of a scan that takes less than a millisecond
-
-
-class SearchOptions(TypedDict, total=False):
-    """Options of a search; see `Index.search`."""
-
-    k: int
-    budget: int
-    rounds: int | str
-    query_embeddings: Any
-    first: Any
-    exclude: Any
-    only: Any
-    update: str
-    mix: float
-    stop: str | None
-    num_threads: int | None
 
 
 class SearchableIndex:

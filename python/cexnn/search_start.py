@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +27,29 @@ from cexnn.search import Session
 from cexnn.searched import ItemsAsTheyAre
 from cexnn.trace import SearchTrace
 
-__all__ = ["start_session"]
+__all__ = ["SearchOptions", "start_session"]
 
 FloatArray = NDArray[np.float32]
 
 UPDATES = ("calibrated", "least_squares")
 
 MAX_FACTOR = 1e18  # of a query: its squares stay finite
+
+
+class SearchOptions(TypedDict, total=False):
+    """Options of a search; see `Index.search`."""
+
+    k: int
+    budget: int
+    rounds: int | str
+    query_embeddings: Any
+    first: Any
+    exclude: Any
+    only: Any
+    update: str
+    mix: float
+    stop: str | None
+    num_threads: int | None
 
 
 def start_session(

@@ -1,0 +1,86 @@
+"""What an index holds, and what its build learned."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cexnn.learned import Learned
+from cexnn.searched import ItemsAsTheyAre
+
+__all__ = ["IndexFacts"]
+
+FloatArray = NDArray[np.float32]
+
+
+class IndexFacts:
+    """The facts of an `Index`."""
+
+    _items: ItemsAsTheyAre
+
+    @property
+    def _learned(self) -> Learned:
+        return self._items.learned
+
+    @property
+    def n_items(self) -> int:
+        """Number of items, removed ones included: ids run from 0 to ``n_items - 1``."""
+        return int(self._learned.item_factors.shape[0])
+
+    @property
+    def n_removed(self) -> int:
+        """Number of items that were removed."""
+        return len(self._items.removed)
+
+    @property
+    def n_factors(self) -> int:
+        """Number of factors of an item."""
+        return int(self._learned.item_factors.shape[1])
+
+    @property
+    def device(self) -> str:
+        """Where searches run: ``"cpu"`` or ``"cuda"``."""
+        return self._items.device
+
+    @property
+    def item_factors(self) -> FloatArray:
+        """Item factors, (n_items, n_factors) float32, read-only."""
+        return _read_only(self._learned.item_factors)
+
+    @property
+    def item_offsets(self) -> FloatArray:
+        """What each item gets for every query, (n_items,) float32 in model units, read-only."""
+        return _read_only(self._learned.item_offsets)
+
+    @property
+    def dtype(self) -> str:
+        """What a search scans: ``"float32"``, ``"float16"`` or ``"int8"``; see `astype`."""
+        compact = self._learned.compact
+        return "float32" if compact is None else compact.dtype
+
+    def info(self) -> dict[str, Any]:
+        """Return what the index holds and what its build learned, as plain values.
+
+        ``"rounds"``: for a few budgets, the fewest rounds that are as good as more, in searches
+        for ``"n_simulated_queries"`` queries simulated under the learned ``"query_model"``.
+        """
+        return {
+            "n_items": self.n_items,
+            "n_removed": self.n_removed,
+            "n_factors": self.n_factors,
+            "dtype": self.dtype,
+            "embedding_dims": self._learned.n_dims,
+            "score_map": self._learned.score_map.name,
+            "query_model": asdict(self._learned.model),
+            "rounds": dict(self._learned.rounds),
+            **self._learned.facts,
+        }
+
+
+def _read_only(array: FloatArray) -> FloatArray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
