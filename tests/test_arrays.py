@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from cexnn import Index, PairScorer, ScorerError, _core, factorize
+from cexnn import (
+    Index,
+    PairScorer,
+    ScorerError,
+    _core,
+    factorize,
+    recall,
+    sample_pairs,
+    score_pairs,
+)
 from cexnn.arrays import on_cuda, to_numpy
 
 CUDA = (2, 0)  # of DLPack's devices
@@ -126,6 +135,20 @@ def test_a_session_is_told_them(lend):
     while not session.done:
         session.tell(lend(session.ask()[1].astype(np.float32)))
     assert session.result().ids.tolist() == [[4, 3]]
+
+
+@pytest.mark.parametrize("lend", LIBRARIES)
+def test_pairs_are_drawn_and_judged_from_them(lend):
+    candidates = np.int32([[1, 2], [3, 4]])
+    rows, items = sample_pairs(2, 9, 2, candidates=lend(candidates))
+    assert (rows.tolist(), items.tolist()) == ([0, 0, 1, 1], [1, 2, 3, 4])
+
+    def scorer(queries, rows, items):
+        return lend(items.astype(np.float32))
+
+    scores = score_pairs(scorer, range(2), lend(rows), lend(items), n_items=9)
+    assert scores.data.tolist() == [1, 2, 3, 4]
+    assert recall(lend(candidates), lend(np.int32([[1], [5]]))) == 0.5
 
 
 @pytest.mark.parametrize("lend", LIBRARIES)

@@ -254,6 +254,24 @@ def test_cuda_scorers_serve_wherever_pairs_are_scored(cuda, world):
     assert np.array_equal(scores, np.take_along_axis(world.table, ids, axis=1))
 
 
+@pytest.mark.parametrize("library", ["torch", "cupy"])
+def test_cuda_tensors_of_a_library_are_searched_with(cuda, world, learned, library):
+    module = pytest.importorskip(library, reason=f"{library} is not installed")
+    if library == "torch" and not module.cuda.is_available():
+        pytest.skip("torch has no CUDA device here")
+    table = module.from_dlpack(_core.DeviceArray(world.table))
+
+    def scorer(queries, rows, items):
+        rows, items = module.from_dlpack(rows), module.from_dlpack(items)
+        return table[rows, items]
+
+    scorer.pairs_device = "cuda"
+    index = Index(learned, device="cuda")
+    queries = module.from_dlpack(_core.DeviceArray(world.queries))
+    found = search(index, scorer, world, query_embeddings=queries)
+    check_equal(found, search(index, plain_scorer(world), world))
+
+
 def test_pairs_are_wanted_on_a_device_that_there_is(world, learned):
     index = Index(learned, device="cpu")
     scorer = plain_scorer(world)

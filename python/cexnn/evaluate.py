@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cexnn.arrays import to_numpy
 from cexnn.checks import MAX_SIZE, check_ids, check_int
 from cexnn.score_matrix import score_pairs
 from cexnn.scorer import Scorer, check_call
@@ -115,9 +116,9 @@ def found_shares(ids: ArrayLike, exact_ids: ArrayLike) -> NDArray[np.float64]:
     >>> found_shares([[7, 1], [4, 5]], [[1, 2], [5, 4]])
     array([0.5, 1. ])
     """
-    shape = np.shape(exact_ids)
-    rows = shape[0] if shape else 0
-    wanted = check_ids("exact_ids", exact_ids, rows=rows, n_items=MAX_SIZE)
+    given = to_numpy("exact_ids", exact_ids)
+    rows = given.shape[0] if given.ndim else 0
+    wanted = check_ids("exact_ids", given, rows=rows, n_items=MAX_SIZE)
     n_queries, k = wanted.shape
     n_wanted = (wanted >= 0).sum(axis=1)
     if n_queries == 0 or not n_wanted.all():

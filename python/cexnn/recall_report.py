@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from cexnn.arrays import to_numpy
 from cexnn.checks import check_int
 from cexnn.evaluate import found_shares
 from cexnn.judging import DEFAULT_MEASURES, EXACT, Judge, JudgedRow
@@ -218,7 +219,7 @@ def report(
         if not isinstance(name, str) or not callable(method):
             raise ValueError(f"methods: expected functions by name, got {name!r}: {method!r}")
     ks, budgets = _distinct("ks", ks), _distinct("budgets", budgets)
-    exact_array = np.asarray(exact_ids)
+    exact_array = to_numpy("exact_ids", exact_ids)
     found_shares(exact_array, exact_array)  # checks it
     judge = None if judgments is None else Judge(judgments, measures, len(exact_array))
     width = max(max(ks), 0 if judge is None else judge.depth)

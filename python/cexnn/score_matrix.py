@@ -11,6 +11,7 @@ import numpy as np
 import scipy.sparse
 from numpy.typing import ArrayLike, NDArray
 
+from cexnn.arrays import to_numpy
 from cexnn.checkpoint import Checkpoint, Job
 from cexnn.checks import LARGEST_SEED, MAX_SIZE, check_int
 from cexnn.progress import progress_bar
@@ -23,10 +24,7 @@ IdArray = NDArray[np.int32]
 
 
 def _integers(name: str, values: ArrayLike, ndim: int) -> NDArray[Any]:
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise ValueError(f"{name}: expected integers, got {error}") from error
+    array = to_numpy(name, values)
     if array.ndim != ndim or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(
             f"{name}: expected integers of {ndim} dimension{'s' * (ndim > 1)}, "
