@@ -162,14 +162,16 @@ py::object update(const PySearcher& self, const Offsets& indptr, const Ids& indi
 }
 
 py::tuple top_items(const PySearcher& self, const Floats& query_factors, const Offsets& indptr,
-                    const Ids& indices, std::int64_t k, int num_threads) {
+                    const Ids& indices, std::int64_t k, int num_threads, const std::string& by) {
+  const Ranking ranking = ranking_named(by);
   const MatrixView<const float> queries = query_factors.matrix(self.device, "query_factors");
   const CsrView seen = self.known(indptr, indices, nullptr);
-  const Result<std::int32_t> ids(queries.rows, k, query_factors.on_device());
-  const Result<float> approx(queries.rows, k, query_factors.on_device());
+  const std::int64_t n_answers = answers_of(ranking) * queries.rows;
+  const Result<std::int32_t> ids(n_answers, k, query_factors.on_device());
+  const Result<float> approx(n_answers, k, query_factors.on_device());
   {
     const py::gil_scoped_release release;
-    self.searcher->top_items(queries, seen, num_threads, ids.view(), approx.view());
+    self.searcher->top_items(queries, seen, ranking, num_threads, ids.view(), approx.view());
   }
   return py::make_tuple(ids.object(), approx.object());
 }
@@ -208,17 +210,20 @@ void register_searcher(py::module_& m) {
   using namespace py::literals;
   py::class_<QueryModel>(m, "QueryModel")
       .def(py::init([](double factor_variance, double prior_scale_variance, double shift_variance,
-                       double noise_variance, double offset, bool centred, double mix) {
+                       double noise_variance, double offset, bool centred, double mix,
+                       bool item_offsets) {
              return QueryModel{factor_variance,
                                prior_scale_variance,
                                shift_variance,
                                noise_variance,
                                offset,
                                centred,
-                               mix};
+                               mix,
+                               item_offsets};
            }),
            py::kw_only(), "factor_variance"_a, "prior_scale_variance"_a, "shift_variance"_a,
-           "noise_variance"_a, "offset"_a, "centred"_a, "mix"_a);
+           "noise_variance"_a, "offset"_a, "centred"_a, "mix"_a, "item_offsets"_a = true)
+      .def_readonly("item_offsets", &QueryModel::item_offsets);
   py::class_<SearchState>(m, "SearchState");
   py::class_<PySearcher>(m, "Searcher")
       .def(py::init(&make_searcher), "item_factors"_a, "item_offsets"_a, "compact"_a = py::none(),
@@ -237,7 +242,7 @@ void register_searcher(py::module_& m) {
       .def("update", &update, "indptr"_a.noconvert(), "indices"_a, "values"_a, "priors"_a,
            "model"_a, "state"_a, "num_threads"_a)
       .def("top_items", &top_items, "query_factors"_a, "indptr"_a.noconvert(), "indices"_a, "k"_a,
-           "num_threads"_a)
+           "num_threads"_a, "ranking"_a = "with_offsets")
       .def("posterior", &posterior, "indptr"_a.noconvert(), "indices"_a, "values"_a, "priors"_a,
            "model"_a, "items"_a, "state"_a, "num_threads"_a)
       .def("next_items", &next_items, "indptr"_a.noconvert(), "indices"_a, "values"_a, "priors"_a,

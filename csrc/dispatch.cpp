@@ -27,6 +27,14 @@ Device device_named(const std::string& name) {
   throw std::invalid_argument("device: expected 'cpu' or 'cuda', got '" + name + "'");
 }
 
+Ranking ranking_named(const std::string& name) {
+  if (name == "with_offsets") return Ranking::with_offsets;
+  if (name == "without_offsets") return Ranking::without_offsets;
+  if (name == "both") return Ranking::both;
+  throw std::invalid_argument(
+      "ranking: expected 'with_offsets', 'without_offsets' or 'both', got '" + name + "'");
+}
+
 void ridge(Device device, const RidgeProblem& problem, int num_threads, MatrixView<float> out) {
   on(device, [&] { cpu::ridge(problem, num_threads, out); }, [&] { cuda::ridge(problem, out); });
 }

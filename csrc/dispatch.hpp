@@ -15,6 +15,9 @@ namespace cexnn {
 // "cpu" or "cuda"; anything else is std::invalid_argument.
 Device device_named(const std::string& name);
 
+// By the name of the enumerator; anything else is std::invalid_argument.
+Ranking ranking_named(const std::string& name);
+
 void ridge(Device device, const RidgeProblem& problem, int num_threads, MatrixView<float> out);
 
 std::unique_ptr<AlsSolver> make_als_solver(Device device, const AlsProblem& problem,

@@ -18,7 +18,7 @@ namespace cexnn {
 // Centred, it is the posterior mean of  y = offset + o + g p + V_S x + shift + noise  with
 // g ~ N(1, prior_scale_variance), x ~ N(0, factor_variance I); not centred and with all variances
 // but the first at zero, the minimum-norm least squares of the scores, mixed with the prior.
-// Without scores, u = u0.
+// Without scores, u = u0. Without `item_offsets`, o is zero.
 struct QueryModel {
   double factor_variance = 1.0;
   double prior_scale_variance = 0.0;
@@ -27,7 +27,22 @@ struct QueryModel {
   double offset = 0.0;
   bool centred = true;
   double mix = 0.0;
+  bool item_offsets = true;
 };
+
+// By what a query's items rank: u.v + o, u.v alone, or by both, each for an answer of its own.
+enum class Ranking { with_offsets, without_offsets, both };
+
+inline Ranking ranking_of(const QueryModel& model) {
+  return model.item_offsets ? Ranking::with_offsets : Ranking::without_offsets;
+}
+
+inline std::int64_t answers_of(Ranking ranking) { return ranking == Ranking::both ? 2 : 1; }
+
+// Whether a query's answer, the first or the second, ranks by u.v + o. Of both it is the second.
+inline bool counts_offsets(Ranking ranking, std::int64_t answer) {
+  return ranking == Ranking::with_offsets || (ranking == Ranking::both && answer == 1);
+}
 
 // What a search has already computed for its queries: Cholesky factors that grow by rows. A cache
 // of the ids in `known`, of `priors` and `model`, which must not change under it but for ids
@@ -64,12 +79,13 @@ class Searcher {
   virtual void update(const CsrView& known, MatrixView<const float> priors, const QueryModel& model,
                       SearchState* state, int num_threads, MatrixView<float> factors_out) const = 0;
 
-  // For each query the k items with the largest u.v + o, largest first, the smaller id first among
-  // equals, skipping the items stored in its row of `seen` (values unused, may be null) and those
-  // whose offset is minus infinity. ids_out and approx_out (n, k); -1 and NaN where fewer than k
-  // are left.
+  // For each query the k items that rank first, largest first, the smaller id first among equals,
+  // skipping the items stored in its row of `seen` (values unused, may be null) and, in any
+  // ranking, those whose offset is minus infinity. ids_out and approx_out (n, k); of both rankings
+  // (2 n, k), rows 2 q without the offsets and 2 q + 1 with them, found in one pass over the items.
+  // -1 and NaN where fewer than k are left.
   virtual void top_items(MatrixView<const float> query_factors, const CsrView& seen,
-                         int num_threads, MatrixView<std::int32_t> ids_out,
+                         Ranking ranking, int num_threads, MatrixView<std::int32_t> ids_out,
                          MatrixView<float> approx_out) const = 0;
 
   // What the centred model says of scores not yet known: for each query the mean and the variance
@@ -84,7 +100,7 @@ class Searcher {
                          SearchState* state, int num_threads, MatrixView<float> means_out,
                          MatrixView<float> variances_out) const = 0;
 
-  // update, then top_items with `known` as the mask.
+  // update, then top_items with `known` as the mask, ranked as the model counts offsets.
   virtual void next_items(const CsrView& known, MatrixView<const float> priors,
                           const QueryModel& model, SearchState* state, int num_threads,
                           MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const = 0;

@@ -339,6 +339,141 @@ def test_queries_of_any_size_search_rounded_items(dtype, size, device):
     assert np.array_equal(found[1], expected[1])
 
 
+@pytest.mark.parametrize("dtype", [None, *DTYPES])
+@pytest.mark.parametrize("n", [1, 3, 9, 37])
+def test_one_pass_ranks_with_offsets_and_without(n, dtype, device):
+    rng = np.random.default_rng(n)
+    V, U, o = normal(rng, 3000, 21), normal(rng, n, 21), 3 * normal(rng, 3000)
+    V[1500:] = V[:1500]  # every item twice
+    removed = rng.integers(0, 3000, 200)
+    o[removed] = -np.inf
+    ignored = np.zeros_like(o)
+    ignored[removed] = -np.inf
+    indptr, seen, _ = sparse_scores(rng, n, 3000, rng.integers(0, 60, size=n))
+    searchers = [
+        _core.Searcher(V, offsets, device=device)
+        if dtype is None
+        else scanned(V, offsets, dtype, device)
+        for offsets in (ignored, o)
+    ]
+    for k, num_threads in ((1, 1), (40, 2)):
+        given = (U, indptr, seen, k, num_threads)
+        ids, approx = searchers[1].top_items(*given, ranking="both")
+        for answer, ranking in enumerate(("without_offsets", "with_offsets")):
+            expected = searchers[answer].top_items(*given)
+            alone = searchers[1].top_items(*given, ranking=ranking)
+            for found in ((ids[answer::2], approx[answer::2]), alone):
+                assert np.array_equal(found[0], expected[0])
+                assert np.array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_both_rankings_of_integers_to_the_last_item(n, device):
+    rng = np.random.default_rng(n)
+    V = rng.integers(-3, 4, size=(4200, 5)).astype(np.float32)  # exact products, many ties
+    o = rng.integers(-2, 3, size=4200).astype(np.float32)
+    o[rng.integers(0, 4200, 40)] = -np.inf
+    U = rng.integers(-3, 4, size=(n, 5)).astype(np.float32)
+    indptr, seen, _ = sparse_scores(rng, n, 4200, [20] * n)
+    searcher = _core.Searcher(V, o, device=device)
+    for k in (7, 3000, 4200):
+        ids, _ = searcher.top_items(U, indptr, seen, k, 1, ranking="both")
+        for q in range(n):
+            masked = {*seen[indptr[q] : indptr[q + 1]].tolist(), *np.flatnonzero(np.isinf(o))}
+            for row, scores in ((2 * q, V @ U[q]), (2 * q + 1, V @ U[q] + o)):
+                expected = reference.topk(scores, masked, k)
+                assert ids[row].tolist() == expected + [-1] * (k - len(expected))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_without_item_offsets_counts_none(name, device):
+    rng = np.random.default_rng(6)
+    V, u0, o = normal(rng, 300, 12), normal(rng, 3, 12), normal(rng, 300)
+    removed = np.arange(0, 300, 7)
+    o[removed] = -np.inf
+    ignored = np.where(np.isinf(o), o, 0).astype(np.float32)
+    indptr, indices, values = sparse_scores(rng, 3, 42, [0, 9, 30])
+    indices = 7 * indices + 3  # a removed item has no score
+    model = _core.QueryModel(**MODELS[name])
+    without = _core.QueryModel(**MODELS[name], item_offsets=False)
+    assert model.item_offsets
+    assert not without.item_offsets
+    told = (indptr, indices, values, u0)
+    searcher, plain = (_core.Searcher(V, offsets, device=device) for offsets in (o, ignored))
+    for found, expected in zip(
+        (
+            searcher.update(*told, without, None, 1),
+            *searcher.next_items(*told, without, None, 9, 1),
+        ),
+        (plain.update(*told, model, None, 1), *plain.next_items(*told, model, None, 9, 1)),
+        strict=True,
+    ):
+        assert np.array_equal(found, expected)
+    assert not np.array_equal(
+        searcher.update(*told, model, None, 1), plain.update(*told, model, None, 1)
+    )
+    if MODELS[name]["centred"]:
+        items = 7 * rng.integers(0, 42, size=(3, 5)).astype(np.int32) + 2
+        for found, expected in zip(
+            searcher.posterior(*told, without, items, None, 1),
+            plain.posterior(*told, model, items, None, 1),
+            strict=True,
+        ):
+            assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [None, *DTYPES])
+@pytest.mark.parametrize("n", [0, 1, 5])
+@pytest.mark.parametrize(("m", "d"), [(0, 3), (6, 0), (0, 0), (6, 3)])
+def test_sizes_of_nothing(m, d, n, dtype, device):
+    V, U = np.ones((m, d), np.float32), np.ones((n, d), np.float32)
+    o = np.arange(m, dtype=np.float32)
+    searcher = (
+        _core.Searcher(V, o, device=device) if dtype is None else scanned(V, o, dtype, device)
+    )
+    nowhere = (np.zeros(n + 1, np.int64), np.int32([]))
+    model = _core.QueryModel(**MODELS["calibrated"])
+    assert searcher.update(*nowhere, np.float32([]), U, model, None, 1).shape == (n, d)
+    for k in (0, 4):
+        ids, approx = searcher.top_items(U, *nowhere, k, 2, ranking="both")
+        assert ids.shape == approx.shape == (2 * n, k)
+        expected = [[0, 1, 2, 3], [5, 4, 3, 2]] if m else [[-1] * 4] * 2
+        assert ids.tolist() == [row[:k] for row in expected] * n
+        assert (
+            searcher.next_items(*nowhere, np.float32([]), U, model, None, k, 1)[0].tolist()
+            == [expected[1][:k]] * n
+        )
+
+
+@pytest.mark.parametrize("dtype", [None, *DTYPES])
+@pytest.mark.parametrize("n", [1, 20])
+def test_a_query_that_is_no_number_is_answered_by_the_factors(n, dtype):
+    rng = np.random.default_rng(2)
+    V, U = normal(rng, 700, 20), normal(rng, n, 20)
+    V[300:, 3] = 1e-9  # zero where they are rounded
+    nowhere = (np.zeros(2, np.int64), np.int32([]))
+    indptr = np.zeros(n + 1, np.int64)
+    plain = _core.Searcher(V, None)
+    searcher = plain if dtype is None else scanned(V, None, dtype, "cpu")
+    for bad in (np.nan, np.inf, -np.inf):
+        U[0, 3] = bad
+        ids, approx = searcher.top_items(U, indptr, nowhere[1], 400, 1)
+        for q in range(n):
+            expected = plain.top_items(U[q : q + 1], *nowhere, 400, 1)
+            assert np.array_equal(ids[q], expected[0][0])
+            assert np.array_equal(approx[q], expected[1][0], equal_nan=True)
+        assert (ids[0] >= 0).any() == (not np.isnan(bad))
+
+
+def test_more_items_or_factors_than_a_searcher_can_count_are_refused(device):
+    with pytest.raises(ValueError, match="item_factors"):
+        _core.Searcher(np.empty((2**31, 0), np.float32), None, device=device)
+    d = (2**31 - 1) // 127 + 1
+    wide = (np.zeros((1, d), np.int8), np.ones(1, np.float32))
+    with pytest.raises(ValueError, match="compact: expected fewer factors"):
+        _core.Searcher(np.zeros((1, d), np.float32), None, *wide, device=device)
+
+
 def test_next_items_is_update_then_top_items(device):
     rng = np.random.default_rng(5)
     V, u0 = normal(rng, 400, 24), normal(rng, 3, 24)
@@ -497,6 +632,8 @@ def test_shapes_that_disagree_are_refused(device):
         searcher.top_items(u0, np.int64([0, 1]), np.int32([4]), 1, 1)
     with pytest.raises(ValueError, match="indptr"):
         searcher.top_items(u0, np.int64([0, 2]), np.int32([1]), 1, 1)
+    with pytest.raises(ValueError, match="ranking"):
+        searcher.top_items(u0, np.int64([0, 1]), np.int32([1]), 1, 1, ranking="offsets")
     with pytest.raises(TypeError):  # nothing is converted
         searcher.top_items(u0.astype(np.float64), np.int64([0, 1]), np.int32([1]), 1, 1)
     with pytest.raises(ValueError, match="prior"):

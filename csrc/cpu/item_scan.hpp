@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
-#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -33,6 +32,8 @@ constexpr std::int64_t kItemsPerTask = 16 * kItemsPerTile;
 constexpr std::int64_t kFloatsPerTile = 32768;
 constexpr std::int64_t kItemsAtOnce = 48;
 
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
 // Packed dot products differ in the last bits from those of one query, and those of compact items
 // by their rounding. More candidates than wanted are kept and ranked as one query ranks the factors
 // themselves, so that every way to the answer ends at the same. If it is not sure that nothing left
@@ -49,23 +50,16 @@ class ItemScan {
   ItemScan(MatrixView<const float> items, VectorView<const float> offsets,
            const CompactItems& compact)
       : items_(items), offsets_(offsets), compact_(compact) {
-    if (!offsets.empty() && offsets.size != items.rows)
-      throw std::invalid_argument("item_offsets: expected one for each item");
-    if (compact.empty()) return;
-    const bool halves = compact.halves.data != nullptr;
-    if (compact.scales.size != items.rows ||
-        (halves ? compact.halves.rows : compact.bytes.rows) != items.rows ||
-        (halves ? compact.halves.cols : compact.bytes.cols) != items.cols)
-      throw std::invalid_argument("compact: expected the shape of item_factors and a scale a row");
     for (const float scale : compact.scales) largest_scale_ = std::max(largest_scale_, scale);
   }
 
   // Searcher::top_items. `excluded`: for each query the ids that it must not return, sorted.
   void run(MatrixView<const float> queries, const std::vector<std::vector<std::int32_t>>& excluded,
-           int num_threads, MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const {
+           Ranking ranking, int num_threads, MatrixView<std::int32_t> ids_out,
+           MatrixView<float> approx_out) const {
     for (std::int64_t q = 0; q < queries.rows; q += kQueriesPerBlock)
-      answer({queries, q, std::min(kQueriesPerBlock, queries.rows - q), excluded, ids_out.cols},
-             compact_, num_threads, ids_out, approx_out);
+      answer({queries, q, std::min(kQueriesPerBlock, queries.rows - q), excluded, ranking},
+             num_threads, ids_out, approx_out);
   }
 
  private:
@@ -75,7 +69,7 @@ class ItemScan {
     std::int64_t first;
     std::int64_t n_queries;
     const std::vector<std::vector<std::int32_t>>& excluded;
-    std::int64_t k;
+    Ranking ranking;
 
     VectorView<const std::int32_t> mask(std::int64_t q) const {
       const std::vector<std::int32_t>& ids = excluded[static_cast<std::size_t>(first + q)];
@@ -83,31 +77,35 @@ class ItemScan {
     }
   };
 
-  void answer(const Block& block, const CompactItems& from, int num_threads,
-              MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const {
-    const bool alone = from.empty() && block.n_queries <= few_queries(from);
-    const std::int64_t n_kept = alone ? block.k : with_spare(block.k, from);
-    std::vector<TopK> best = scan(block, from, n_kept, num_threads);
-    for (std::int64_t q = 0; q < block.n_queries; ++q) {
-      const std::int64_t row = block.first + q;
-      std::vector<Candidate> found = best[static_cast<std::size_t>(q)].finish();
-      if (alone || rank_alone(block.queries.row(row), block.k, n_kept, from, found)) {
-        write(found, ids_out.row_view(row), approx_out.row_view(row));
-      } else {
-        answer({block.queries, row, 1, block.excluded, block.k}, {}, num_threads, ids_out,
-               approx_out);
+  void answer(const Block& block, int num_threads, MatrixView<std::int32_t> ids_out,
+              MatrixView<float> approx_out) const {
+    const std::int64_t k = ids_out.cols, n_answers = answers_of(block.ranking);
+    const bool alone = compact_.empty() && block.n_queries <= few_queries(compact_);
+    const std::int64_t n_kept = alone ? k : with_spare(k, compact_);
+    std::vector<TopK> best = scan(block, compact_, n_kept, num_threads);
+    for (std::int64_t e = 0; e < n_answers * block.n_queries; ++e) {
+      const std::int64_t q = e % block.n_queries, row = block.first + q, a = e / block.n_queries;
+      const bool counted = counts_offsets(block.ranking, a);
+      std::vector<Candidate> found = best[static_cast<std::size_t>(e)].finish();
+      if (!alone && !rank_alone(block.queries.row(row), k, n_kept, counted, found)) {
+        const Ranking ranking = counted ? Ranking::with_offsets : Ranking::without_offsets;
+        const Block again{block.queries, row, 1, block.excluded, ranking};
+        found = scan(again, {}, k, num_threads)[0].finish();
       }
+      const std::int64_t out = n_answers * row + a;
+      write(found, ids_out.row_view(out), approx_out.row_view(out));
     }
   }
 
+  // For the block's first answers, then for its second ones if it wants both rankings.
   std::vector<TopK> scan(const Block& block, const CompactItems& from, std::int64_t n_kept,
                          int num_threads) const {
     const bool few = block.n_queries <= few_queries(from);
     const std::int64_t n_tasks = (items_.rows + kItemsPerTask - 1) / kItemsPerTask;
     const std::size_t n_threads = static_cast<std::size_t>(
         std::max<std::int64_t>(1, std::min<std::int64_t>(num_threads, n_tasks)));
-    std::vector<std::vector<TopK>> best(
-        n_threads, std::vector<TopK>(static_cast<std::size_t>(block.n_queries), TopK(n_kept)));
+    const auto n_answers = static_cast<std::size_t>(answers_of(block.ranking) * block.n_queries);
+    std::vector<std::vector<TopK>> best(n_threads, std::vector<TopK>(n_answers, TopK(n_kept)));
     const std::int64_t n_floats =
         few ? kItemsPerTile
             : 2 * kernels().lanes * (kItemsAtOnce + 1) + (from.empty() ? 0 : tile() * items_.cols);
@@ -128,9 +126,8 @@ class ItemScan {
         scan_panels(panels, block, from, begin, end, scratch, mine);
       }
     });
-    for (std::int64_t q = 0; q < block.n_queries; ++q)
-      for (std::size_t thread = 1; thread < n_threads; ++thread)
-        best[0][static_cast<std::size_t>(q)].merge(best[thread][static_cast<std::size_t>(q)]);
+    for (std::size_t e = 0; e < n_answers; ++e)
+      for (std::size_t thread = 1; thread < n_threads; ++thread) best[0][e].merge(best[thread][e]);
     return std::move(best[0]);
   }
 
@@ -140,16 +137,18 @@ class ItemScan {
     std::int32_t positions[kItemsPerTile];
     for (std::int64_t i = begin; i < end; i += kItemsPerTile) {
       const std::int64_t n = std::min(kItemsPerTile, end - i);
-      const float* offsets = offsets_from(i);
       for (std::int64_t q = 0; q < block.n_queries; ++q) {
-        TopK& mine = best[static_cast<std::size_t>(q)];
         score(block, from, whole, q, i, n, scores);
-        const std::int64_t n_above = kernels().above_bar(scores, offsets, n, mine.bar(), positions);
-        for (std::int64_t at = 0; at < n_above; ++at) {
-          const std::int32_t p = positions[at];
-          mine.offer({scores[p] + (offsets == nullptr ? 0.0F : offsets[p]),
-                      static_cast<std::int32_t>(i + p)},
-                     block.mask(q));
+        for (std::int64_t a = 0; a < answers_of(block.ranking); ++a) {
+          const bool counted = counts_offsets(block.ranking, a);
+          TopK& mine = best[static_cast<std::size_t>(a * block.n_queries + q)];
+          const std::int64_t n_above =
+              kernels().above_bar(scores, offsets_from(i, counted), n, mine.bar(), positions);
+          for (std::int64_t at = 0; at < n_above; ++at) {
+            const std::int64_t p = positions[at];
+            mine.offer({scores[p] + offset_of(i + p, counted), static_cast<std::int32_t>(i + p)},
+                       block.mask(q));
+          }
         }
       }
     }
@@ -194,43 +193,55 @@ class ItemScan {
                    std::int64_t begin, std::int64_t end, float* scores,
                    std::vector<TopK>& best) const {
     const Kernels& k = kernels();
-    float* bars = scores + 2 * k.lanes * kItemsAtOnce;
-    std::int32_t positions[kItemsAtOnce * 2 * kMaxLanes];
+    float* room = scores + 2 * k.lanes * (kItemsAtOnce + 1);
     for (std::int64_t t = begin; t < end; t += tile()) {
       const std::int64_t tile_end = std::min(end, t + tile());
-      const float* items = floats(from, t, tile_end - t, bars + 2 * k.lanes);
+      const float* items = floats(from, t, tile_end - t, room);
       for (const Panel& panel : panels) {
-        const std::int64_t width = panel.n_vectors * k.lanes;
-        std::fill_n(bars, width, std::numeric_limits<float>::infinity());
-        TopK* mine = best.data() + panel.first;
-        for (std::int64_t q = 0; q < panel.n_queries; ++q) bars[q] = mine[q].bar();
         for (std::int64_t i = t; i < tile_end; i += kItemsAtOnce) {
           const std::int64_t n = std::min(kItemsAtOnce, tile_end - i);
-          const float* offsets = offsets_from(i);
           k.panel_dots(items + (i - t) * items_.cols, n, panel.packed, panel.n_vectors, items_.cols,
                        scores);
-          const std::int64_t n_above =
-              k.above_bars(scores, offsets, n, bars, panel.n_vectors, positions);
-          for (std::int64_t at = 0; at < n_above; ++at) {
-            const std::int64_t item = positions[at] / width, q = positions[at] % width;
-            const float score = scores[positions[at]] + (offsets == nullptr ? 0.0F : offsets[item]);
-            mine[q].offer({score, static_cast<std::int32_t>(i + item)},
-                          block.mask(panel.first + q));
-            bars[q] = mine[q].bar();
-          }
+          for (std::int64_t a = 0; a < answers_of(block.ranking); ++a)
+            offer_panel(panel, block, counts_offsets(block.ranking, a), i, n, scores,
+                        best.data() + a * block.n_queries + panel.first);
         }
       }
     }
   }
 
-  const float* offsets_from(std::int64_t item) const {
-    return offsets_.empty() ? nullptr : offsets_.data + item;
+  // The panel's dot products with n items from i on; room for its bars lies behind them.
+  void offer_panel(const Panel& panel, const Block& block, bool counted, std::int64_t i,
+                   std::int64_t n, float* scores, TopK* best) const {
+    std::int32_t positions[kItemsAtOnce * 2 * kMaxLanes];
+    const std::int64_t width = panel.n_vectors * kernels().lanes;
+    float* bars = scores + width * kItemsAtOnce;
+    std::fill_n(bars, width, kInfinity);
+    for (std::int64_t q = 0; q < panel.n_queries; ++q) bars[q] = best[q].bar();
+    const std::int64_t n_above =
+        kernels().above_bars(scores, offsets_from(i, counted), n, bars, panel.n_vectors, positions);
+    for (std::int64_t at = 0; at < n_above; ++at) {
+      const std::int64_t item = i + positions[at] / width, q = positions[at] % width;
+      best[q].offer(
+          {scores[positions[at]] + offset_of(item, counted), static_cast<std::int32_t>(item)},
+          block.mask(panel.first + q));
+    }
+  }
+
+  const float* offsets_from(std::int64_t item, bool counted) const {
+    return offsets_.empty() || !counted ? nullptr : offsets_.data + item;
+  }
+
+  // Minus infinity, if that is it, counts in any ranking.
+  float offset_of(std::int64_t item, bool counted) const {
+    const float offset = offsets_.empty() ? 0.0F : offsets_[item];
+    return counted || offset == -kInfinity ? offset : 0.0F;
   }
 
   // Scores the candidates as a query alone would, and ranks them by that. Whether the k best are
   // among them: what was left out has a score that is at most the least of theirs, and an error
   // that is taken to be at most twice the largest of theirs.
-  bool rank_alone(const float* query, std::int64_t k, std::int64_t n_kept, const CompactItems& from,
+  bool rank_alone(const float* query, std::int64_t k, std::int64_t n_kept, bool counted,
                   std::vector<Candidate>& candidates) const {
     constexpr std::size_t kAhead = 8;  // rows asked for before they are needed
     const std::size_t n = candidates.size();
@@ -241,16 +252,24 @@ class ItemScan {
       if (c + kAhead < n) prefetch(items_.row_view(candidates[c + kAhead].id));
       const float rough = candidate.score;
       kernels().dots(items_.row(candidate.id), 1, query, items_.cols, &candidate.score);
-      if (!offsets_.empty()) candidate.score += offsets_.data[candidate.id];
-      error = std::max(error, std::abs(candidate.score - rough));
-      if (std::isnan(candidate.score)) candidate.score = -std::numeric_limits<float>::infinity();
-      if (!from.empty()) scale = std::max(scale, from.scales[candidate.id]);
+      candidate.score += offset_of(candidate.id, counted);
+      const float off = std::abs(candidate.score - rough);
+      error = std::isnan(off) ? kInfinity : std::max(error, off);
+      if (std::isnan(candidate.score)) candidate.score = -kInfinity;
+      if (!compact_.empty()) scale = std::max(scale, compact_.scales[candidate.id]);
     }
     if (scale > 0.0F)
       error *= largest_scale_ / scale;  // an item is rounded as its factors are large
     std::sort(candidates.begin(), candidates.end(), better);
+    while (!candidates.empty() && candidates.back().score == -kInfinity) candidates.pop_back();
+    if (!compact_.empty() && !is_finite({query, items_.cols})) return false;
     return static_cast<std::int64_t>(n) < n_kept ||
-           candidates[static_cast<std::size_t>(k) - 1].score >= bar + 2.0F * error;
+           (static_cast<std::int64_t>(candidates.size()) >= k &&
+            candidates[static_cast<std::size_t>(k) - 1].score >= bar + 2.0F * error);
+  }
+
+  static bool is_finite(VectorView<const float> numbers) {
+    return std::all_of(numbers.begin(), numbers.end(), [](float x) { return std::isfinite(x); });
   }
 
   static void prefetch(VectorView<const float> row) {

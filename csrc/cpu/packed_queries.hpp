@@ -48,7 +48,8 @@ class Panels {
 class WholeQuery {
  public:
   WholeQuery(const float* query, std::int64_t d) : values_(static_cast<std::size_t>(d)) {
-    const auto room = static_cast<float>(std::min(kMax16, kMax32 / (127 * d)));
+    const auto room =
+        static_cast<float>(std::min(kMax16, kMax32 / (127 * std::max<std::int64_t>(1, d))));
     float largest = 0.0F;
     for (std::int64_t j = 0; j < d; ++j) largest = std::max(largest, std::abs(query[j]));
     scale_ = largest / room;

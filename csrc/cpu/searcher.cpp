@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "../searcher_checks.hpp"
 #include "item_scan.hpp"
 #include "parallel.hpp"
 #include "query_update.hpp"
@@ -70,14 +71,15 @@ class CpuSearcher final : public Searcher {
                    });
   }
 
-  void top_items(MatrixView<const float> queries, const CsrView& seen, int num_threads,
-                 MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const override {
+  void top_items(MatrixView<const float> queries, const CsrView& seen, Ranking ranking,
+                 int num_threads, MatrixView<std::int32_t> ids_out,
+                 MatrixView<float> approx_out) const override {
     check_ids(seen, queries.rows);
     if (queries.cols != items_.cols)
       throw std::invalid_argument("query_factors: expected (n_queries, n_factors)");
-    if (ids_out.rows != queries.rows || approx_out.rows != queries.rows ||
+    if (ids_out.rows != answers_of(ranking) * queries.rows || approx_out.rows != ids_out.rows ||
         ids_out.cols != approx_out.cols)
-      throw std::invalid_argument("ids_out: expected (n_queries, k)");
+      throw std::invalid_argument("ids_out: expected k for each query and ranking");
     if (ids_out.cols == 0) return;
     std::vector<std::vector<std::int32_t>> excluded(static_cast<std::size_t>(queries.rows));
     for (std::int64_t q = 0; q < queries.rows; ++q) {
@@ -86,7 +88,7 @@ class CpuSearcher final : public Searcher {
       sorted.assign(ids.begin(), ids.end());
       std::sort(sorted.begin(), sorted.end());
     }
-    scan_.run(queries, excluded, num_threads, ids_out, approx_out);
+    scan_.run(queries, excluded, ranking, num_threads, ids_out, approx_out);
   }
 
   void next_items(const CsrView& known, MatrixView<const float> priors, const QueryModel& model,
@@ -94,7 +96,8 @@ class CpuSearcher final : public Searcher {
                   MatrixView<float> approx_out) const override {
     std::vector<float> factors(static_cast<std::size_t>(priors.rows * priors.cols));
     update(known, priors, model, state, num_threads, {factors.data(), priors.rows, priors.cols});
-    top_items({factors.data(), priors.rows, priors.cols}, known, num_threads, ids_out, approx_out);
+    top_items({factors.data(), priors.rows, priors.cols}, known, ranking_of(model), num_threads,
+              ids_out, approx_out);
   }
 
  private:
@@ -110,8 +113,8 @@ class CpuSearcher final : public Searcher {
     parallel_for(priors.rows, num_threads, [&](std::int64_t q, int) {
       QueryState fresh;
       QueryState& mine = cached == nullptr ? fresh : cached->queries[static_cast<std::size_t>(q)];
-      QueryUpdate query(items_, offsets_, model, known.row_indices(q), known.row_values(q),
-                        priors.row(q));
+      QueryUpdate query(items_, model.item_offsets ? offsets_ : VectorView<const float>{}, model,
+                        known.row_indices(q), known.row_values(q), priors.row(q));
       work(query, mine, q);
     });
   }
@@ -134,6 +137,7 @@ class CpuSearcher final : public Searcher {
 std::unique_ptr<Searcher> make_searcher(MatrixView<const float> item_factors,
                                         VectorView<const float> item_offsets,
                                         const CompactItems& compact) {
+  check_items(item_factors, item_offsets, compact);
   return std::make_unique<CpuSearcher>(item_factors, item_offsets, compact);
 }
 

@@ -59,8 +59,10 @@ class Finder {
 
   bool can_scan(int k) const { return with_spare(k) <= kMostKept; }
 
-  bool can_batch(std::int64_t n_queries, int k) const {
-    return n_queries >= kManyQueries && with_spare(k) <= kListRoom / 4 &&
+  // Two rows of one query are one pass over the items in a batch, two in a scan.
+  bool can_batch(const Queries& queries, std::int64_t n_queries, int k) const {
+    const bool many = n_queries >= kManyQueries || queries.paired != 0;
+    return many && items_.chunks > 0 && with_spare(k) <= kListRoom / 4 &&
            device_properties().compute_capability >= 80 && columns(n_queries) > 0;
   }
 
@@ -93,7 +95,8 @@ class Finder {
 
  private:
   static Queries part_of(Queries queries, std::int64_t q) {
-    return {queries.row(q), queries.stride, queries.masks + q};
+    queries.first += q;
+    return queries;
   }
   static Answers part_of(Answers out, std::int64_t q) {
     return {out.ids + q * out.k, out.approx + q * out.k, out.unsure + q, out.k};
@@ -152,7 +155,7 @@ inline void sort_all(Workspace& ws, const Exact& exact, Queries queries, std::in
   const dim3 chunks = blocks_for(n_keys, kSortedAtOnce);
   for (std::int64_t q = 0; q < n_queries; ++q) {
     launch(all_keys_kernel, blocks_for(n_keys * lanes_of(items.chunks), kThreads), dim3(kThreads),
-           0, ws.stream, items, exact.offsets, queries.row(q), queries.masks + q, n_keys, keys);
+           0, ws.stream, items, exact.offsets, queries, q, n_keys, keys);
     launch(sort_block_kernel, chunks, dim3(kThreads), 0, ws.stream, keys, std::int64_t{2},
            std::int64_t{kSortedAtOnce});
     for (std::int64_t size = 2 * kSortedAtOnce; size <= n_keys; size *= 2) {

@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "../searcher.hpp"
 #include "rows.cuh"
+#include "scan.cuh"
 #include "topk.cuh"
 
 namespace cexnn::cuda {
@@ -40,6 +42,12 @@ __global__ void sizes_kernel(Rows<float> items, std::int64_t n, float* sizes, fl
   if (items.data != nullptr) sizes[i] = size;
   if (size > 0.0F && size > *largest)
     atomicMax(reinterpret_cast<int*>(largest), __float_as_int(size));  // positive: ordered alike
+}
+
+// The offsets of items where they do not count: minus infinity where that is it, else 0.
+__global__ void ignored_offsets_kernel(const float* offsets, std::int64_t n, float* out) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i < n) out[i] = offsets[i] == kMinusInfinity ? kMinusInfinity : 0.0F;
 }
 
 // Rows padded to whole chunks. Those on the device that are so already are borrowed.
@@ -82,6 +90,31 @@ class ItemRows {
 
   DeviceBuffer<T> storage_;
   Rows<T> rows_;
+};
+
+// The items' offsets, and what stands in their place where they do not count.
+class ItemOffsets {
+ public:
+  ItemOffsets(VectorView<const float> offsets, const Stream& stream) {
+    if (offsets.empty()) return;
+    counted_ = to_device(offsets.data, offsets.size, storage_, stream);
+    ignored_.reserve(offsets.size);
+    launch(ignored_offsets_kernel, blocks_for(offsets.size, kStoreThreads), dim3(kStoreThreads), 0,
+           stream, counted_, offsets.size, ignored_.data());
+    stream.wait();
+  }
+
+  const float* counted() const { return counted_; }  // null where there are none
+
+  Offsets of(Ranking ranking) const {
+    if (counted_ == nullptr) return {};
+    const float* first = counts_offsets(ranking, 0) ? counted_ : ignored_.data();
+    return {first, ranking == Ranking::both ? counted_ : first};
+  }
+
+ private:
+  DeviceBuffer<float> storage_, ignored_;
+  const float* counted_ = nullptr;
 };
 
 }  // namespace cexnn::cuda

@@ -214,14 +214,13 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
     for (int m = 0; m < 8; ++m) {  // rows `row` and `row + 8` of each 16
       const std::int64_t i = begin + tile * kPanelItems + first_item + 8 * m + row;
       const float scale = i < end && adjust.scales != nullptr ? __ldg(adjust.scales + i) : 1.0F;
-      const float offset = i >= end                    ? kMinusInfinity
-                           : adjust.offsets == nullptr ? 0.0F
-                                                       : __ldg(adjust.offsets + i);
+      const float offsets[2] = {i < end ? adjust.offsets(0, i) : kMinusInfinity,
+                                i < end ? adjust.offsets(1, i) : kMinusInfinity};
       const auto score = [&](int n, int c) {
         const float sum = sums[m / 2][n][m % 2 * 2 + c];
         return std::is_same_v<T, float>
-                   ? sum + offset
-                   : fmaf(sum * scales[first_query + 8 * n + 2 * column + c], scale, offset);
+                   ? sum + offsets[c]  // a panel begins with an even row
+                   : fmaf(sum * scales[first_query + 8 * n + 2 * column + c], scale, offsets[c]);
       };
       bool any = first;
 #pragma unroll
@@ -259,9 +258,9 @@ __global__ void __launch_bounds__(kRankThreads)
   const bool lost = n > kListRoom;
   BlockTop top(shared, dynamic_shared<Key>(), n_kept, kListRoom);
   top.load(lists.keys + q * kListRoom, lost ? kListRoom : n);
-  top.cut(queries.masks[q]);
+  top.cut(queries.mask(q));
   if (last) {
-    answer_from_rough(top, n_kept, exact, queries.row(q), q, out);
+    answer_from_rough(top, n_kept, exact, queries, q, out);
     if (threadIdx.x == 0 && (lost || lists.overflown[q] != 0)) out.unsure[q] = 1;
     return;
   }

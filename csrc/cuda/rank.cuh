@@ -19,7 +19,7 @@ constexpr int kRankRoom = kRankThreads;  // candidates met between two looks at 
 // By what candidates are scored again; `sizes` may be null where no error is in proportion to one.
 struct Exact {
   Rows<float> items;
-  const float* offsets = nullptr;
+  Offsets offsets;
   const float* sizes = nullptr;         // of each item: its largest factor, or in proportion to it
   const float* largest_size = nullptr;  // of all
 };
@@ -37,10 +37,10 @@ struct Answers {
   }
 };
 
-// Scores n keys again, in place: a group of lanes to each. Leaves the largest error and the largest
-// size among them in error[0] and error[1]; NaN in an error is larger than any number.
-__device__ inline void score_again(Key* keys, int n, const Exact& exact, const float* query,
-                                   float* error) {
+// Scores n keys of a row again, in place: a group of lanes to each. Leaves the largest error and
+// the largest size among them in error[0] and error[1]; NaN in an error is larger than any number.
+__device__ inline void score_again(Key* keys, int n, const Exact& exact, const Queries& queries,
+                                   std::int64_t row, float* error) {
   const int lanes = lanes_of(exact.items.chunks), groups = 32 / lanes;
   const int warp = static_cast<int>(threadIdx.x) / 32, n_warps = static_cast<int>(blockDim.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % lanes;
@@ -49,20 +49,21 @@ __device__ inline void score_again(Key* keys, int n, const Exact& exact, const f
   for (int c = warp * groups; c < n; c += n_warps * groups) {
     const Key key = c + group < n ? keys[c + group] : kNone;
     const std::int32_t id = key == kNone ? 0 : id_of(key);
-    const float sum = dot<float>(exact.items.row(id), query, exact.items.chunks, lanes, lane);
+    const float sum =
+        dot<float>(exact.items.row(id), queries.row(row), exact.items.chunks, lanes, lane);
     __syncwarp();  // all lanes have read their keys
     if (key == kNone || lane != 0) continue;
-    const float score = exact.offsets == nullptr ? sum : sum + exact.offsets[id];
+    const float score = sum + exact.offsets(queries.first + row, id);
     atomicMax(&bits[0], __float_as_int(fabsf(score - score_of(key))));
     if (exact.sizes != nullptr) atomicMax(&bits[1], __float_as_int(exact.sizes[id]));
     keys[c + group] = score > kMinusInfinity ? key_of(score, id) : kNone;
   }
 }
 
-// Writes the answer of query q from the sorted rough candidates in `top`, n_kept of them if there
+// Writes the answer of row q from the sorted rough candidates in `top`, n_kept of them if there
 // were as many.
 __device__ inline void answer_from_rough(BlockTop& top, int n_kept, const Exact& exact,
-                                         const float* query, std::int64_t q, Answers out) {
+                                         const Queries& queries, std::int64_t q, Answers out) {
   __shared__ float error[2];
   Key* keys = top.keys();
   const int n = top.count();
@@ -70,7 +71,7 @@ __device__ inline void answer_from_rough(BlockTop& top, int n_kept, const Exact&
   const float bar = all ? 0.0F : score_of(keys[n_kept - 1]);
   if (threadIdx.x < 2) error[threadIdx.x] = 0.0F;
   __syncthreads();
-  score_again(keys, n, exact, query, error);
+  score_again(keys, n, exact, queries, q, error);
   int size = 2;
   while (size < n) size *= 2;
   for (int i = n + static_cast<int>(threadIdx.x); i < size; i += static_cast<int>(blockDim.x))
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(kRankThreads)
   __syncthreads();
   top.cut({});
   if (rough) {
-    answer_from_rough(top, n_kept, exact, queries.row(q), q, out);
+    answer_from_rough(top, n_kept, exact, queries, q, out);
     return;
   }
   for (int j = static_cast<int>(threadIdx.x); j < out.k; j += kRankThreads)
@@ -129,17 +130,18 @@ __global__ void __launch_bounds__(kRankThreads)
 // -- any number of answers --------------------------------------------------------------------
 
 // Every item's key of one query, kNone up to n_keys: 8 bytes written for each item's row read.
-__global__ void all_keys_kernel(Rows<float> items, const float* offsets, const float* query,
-                                const Mask* mask, std::int64_t n_keys, Key* keys) {
+__global__ void all_keys_kernel(Rows<float> items, Offsets offsets, Queries queries,
+                                std::int64_t row, std::int64_t n_keys, Key* keys) {
   const int lanes = lanes_of(items.chunks);
   const std::int64_t thread = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const std::int64_t i = thread / lanes;
   const int lane = static_cast<int>(thread % lanes);
-  const float sum = dot<float>(items.row(i < items.n ? i : 0), query, items.chunks, lanes, lane);
+  const float sum =
+      dot<float>(items.row(i < items.n ? i : 0), queries.row(row), items.chunks, lanes, lane);
   if (lane != 0 || i >= n_keys) return;
   const auto id = static_cast<std::int32_t>(i);
-  const float score = i >= items.n ? kMinusInfinity : offsets == nullptr ? sum : sum + offsets[i];
-  keys[i] = score > kMinusInfinity && !mask->contains(id) ? key_of(score, id) : kNone;
+  const float score = i >= items.n ? kMinusInfinity : sum + offsets(queries.first + row, i);
+  keys[i] = score > kMinusInfinity && !queries.mask(row).contains(id) ? key_of(score, id) : kNone;
 }
 
 constexpr int kSortedAtOnce = 2048;

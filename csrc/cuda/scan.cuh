@@ -16,24 +16,42 @@ constexpr int kScanThreads = 256;
 constexpr int kScanTile = 512;     // items between two looks at the buffer
 constexpr int kLoadsInFlight = 8;  // of a lane
 
-// What is added to a dot product, either may be null: scales[i] * dot + offsets[i].
-struct Adjustments {
-  const float* scales = nullptr;
-  const float* offsets = nullptr;
+// Of the items, null where all are zero: what rows of answers with even and with odd numbers add to
+// a dot product. Minus infinity excludes an item.
+struct Offsets {
+  const float* even = nullptr;
+  const float* odd = nullptr;
 
-  __device__ float operator()(float dot, std::int64_t i) const {
-    const float scaled = scales == nullptr ? dot : __ldg(scales + i) * dot;
-    return offsets == nullptr ? scaled : scaled + __ldg(offsets + i);
+  __device__ float operator()(std::int64_t row, std::int64_t i) const {
+    const float* offsets = (row & 1) == 0 ? even : odd;
+    return offsets == nullptr ? 0.0F : __ldg(offsets + i);
   }
 };
 
-// Queries, zero from their last factor to the stride, and the ids that each must not return.
+// What becomes of a dot product: scales[i] * dot + offset; scales may be null.
+struct Adjustments {
+  const float* scales = nullptr;
+  Offsets offsets;
+
+  __device__ float operator()(float dot, std::int64_t row, std::int64_t i) const {
+    return (scales == nullptr ? dot : __ldg(scales + i) * dot) + offsets(row, i);
+  }
+};
+
+// Queries, zero from their last factor to the stride, and the ids that each must not return. Each
+// is a row of answers; where they are `paired`, each is two of them, one after the other.
 struct Queries {
   const float* data = nullptr;
   std::int64_t stride = 0;
   const Mask* masks = nullptr;
+  int paired = 0;
+  std::int64_t first = 0;  // row, of which row 0 is counted here
 
-  __host__ __device__ const float* row(std::int64_t q) const { return data + q * stride; }
+  __host__ __device__ std::int64_t query(std::int64_t row) const { return (first + row) >> paired; }
+  __host__ __device__ const float* row(std::int64_t row) const {
+    return data + query(row) * stride;
+  }
+  __device__ Mask mask(std::int64_t row) const { return masks[query(row)]; }
 };
 
 // The row of the group's, of kRows, whose sum sum_rows leaves in a lane; the lanes that share one
@@ -93,7 +111,7 @@ __global__ void __launch_bounds__(kScanThreads, 2)
   const int warp = static_cast<int>(threadIdx.x) / 32,
             lane = static_cast<int>(threadIdx.x) % kLanes;
   const int group = static_cast<int>(threadIdx.x) % 32 / kLanes;
-  const Mask mask = queries.masks[blockIdx.y];
+  const Mask mask = queries.mask(blockIdx.y);
 
   float query[kChunks][kChunk<T>];
 #pragma unroll
@@ -129,7 +147,7 @@ __global__ void __launch_bounds__(kScanThreads, 2)
       sum_rows<kLanes, kRows>(sums, lane);
       const std::int64_t i = first + row_of<kLanes, kRows>(lane);
       if (lane % (kLanes / kRows) == 0 && i < items.n) {
-        const float score = adjust(sums[0], i);
+        const float score = adjust(sums[0], queries.first + blockIdx.y, i);
         if (score > bar) top.append(key_of(score, static_cast<std::int32_t>(i)));
       }
     }
@@ -146,13 +164,13 @@ __global__ void __launch_bounds__(kScanThreads)
   __shared__ BlockTop::Shared shared;
   BlockTop top(shared, dynamic_shared<Key>(), n_kept, capacity);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const Mask mask = queries.masks[blockIdx.y];
+  const Mask mask = queries.mask(blockIdx.y);
   for (std::int64_t tile = blockIdx.x; tile * kScanTile < items.n; tile += gridDim.x) {
     const std::int64_t end = min(items.n, (tile + 1) * kScanTile);
     const float bar = bar_of(top.kth());
     for (std::int64_t i = tile * kScanTile + warp; i < end; i += kScanThreads / 32) {
       const float sum = dot<T>(items.row(i), queries.row(blockIdx.y), items.chunks, 32, lane);
-      const float score = adjust(sum, i);
+      const float score = adjust(sum, queries.first + blockIdx.y, i);
       if (lane == 0 && score > bar) top.append(key_of(score, static_cast<std::int32_t>(i)));
     }
     make_room(top, mask);

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../searcher.hpp"
+#include "../searcher_checks.hpp"
 #include "finder.cuh"
 #include "transfers.cuh"
 #include "updater.cuh"
@@ -22,22 +23,12 @@ class CudaSearcher final : public Searcher {
       : d_(items.cols),
         items_(items, stream_),
         halves_(compact.halves, stream_),
-        bytes_(compact.bytes, stream_) {
-    if (!offsets.empty() && offsets.size != items.rows)
-      throw std::invalid_argument("item_offsets: expected one for each item");
-    const bool halves = compact.halves.data != nullptr, bytes = compact.bytes.data != nullptr;
-    if ((halves || bytes) && (compact.scales.size != items.rows ||
-                              (halves ? compact.halves.rows : compact.bytes.rows) != items.rows ||
-                              (halves ? compact.halves.cols : compact.bytes.cols) != items.cols))
-      throw std::invalid_argument("compact: expected the shape of item_factors and a scale a row");
-    const float* offsets_there = to_device(offsets.data, offsets.size, offset_storage_, stream_);
-    if (offsets.empty()) offsets_there = nullptr;
+        bytes_(compact.bytes, stream_),
+        offsets_(offsets, stream_) {
     const float* scales =
         to_device(compact.scales.data, compact.scales.size, scale_storage_, stream_);
-    adjust_ = {halves || bytes ? scales : nullptr, offsets_there};
+    if (!compact.empty()) scales_ = scales;
     measure(scales);
-    exact_ = {items_.rows(), offsets_there, adjust_.scales == nullptr ? sizes_.data() : scales,
-              largest_.data() + (adjust_.scales == nullptr ? 0 : 1)};
   }
 
   std::unique_ptr<SearchState> make_state(std::int64_t n_queries) const override {
@@ -51,8 +42,8 @@ class CudaSearcher final : public Searcher {
     for_each_part(known, priors, state, [&](Workspace& ws, const KnownScores& part) {
       const std::int64_t n = part.priors.rows;
       const Results results(ws, n * d_);
-      const UpdateArguments u = updater().grow(ws, part, model, results.failed());
-      updater().solve(ws, u, n, results.device<float>(0), d_);
+      const UpdateArguments u = updater(model).grow(ws, part, model, results.failed());
+      updater(model).solve(ws, u, n, results.device<float>(0), d_);
       finish(ws, results, part);
       results.deliver(0, factors_out.row(part.first), n * d_);
     });
@@ -69,9 +60,9 @@ class CudaSearcher final : public Searcher {
       if (!within(asked, n * c, -1, items_.rows().n, ws))
         throw std::invalid_argument("items: item id out of range");
       const Results results(ws, 2 * n * c);
-      const UpdateArguments u = updater().grow(ws, part, model, results.failed());
+      const UpdateArguments u = updater(model).grow(ws, part, model, results.failed());
       ws.queries.reserve(n * d_);
-      updater().solve(ws, u, n, ws.queries.data(), d_);
+      updater(model).solve(ws, u, n, ws.queries.data(), d_);
       ws.columns.reserve(c * u.n_known);
       const std::int32_t* there = to_device(asked, n * c, ws.asked, ws.stream);
       launch(posterior_kernel, dim3(unsigned(c), unsigned(n)), dim3(kUpdateThreads), 0, ws.stream,
@@ -82,7 +73,7 @@ class CudaSearcher final : public Searcher {
     });
   }
 
-  void top_items(MatrixView<const float> queries, const CsrView& seen, int,
+  void top_items(MatrixView<const float> queries, const CsrView& seen, Ranking ranking, int,
                  MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const override {
     const OnFirstDevice device;
     const Workspaces::Loan loan = workspaces_.lend();
@@ -90,7 +81,7 @@ class CudaSearcher final : public Searcher {
     check_known(seen, queries.rows, ws);
     if (queries.cols != d_)
       throw std::invalid_argument("query_factors: expected (n_queries, n_factors)");
-    check_answer(queries.rows, ids_out, approx_out);
+    check_answer(answers_of(ranking) * queries.rows, ids_out, approx_out);
     if (ids_out.cols == 0) return;
     for (std::int64_t q = 0; q < queries.rows; q += kQueriesAtOnce) {
       const std::int64_t n = std::min(kQueriesAtOnce, queries.rows - q);
@@ -102,7 +93,7 @@ class CudaSearcher final : public Searcher {
         ws.rows[static_cast<std::size_t>(r)].n = static_cast<int>(part.row_size(r));
       }
       ws.upload.start(Updater::upload_bytes(n) + 4 * (n_seen + n * d_) + 32);
-      const Results results(ws, n * (2 * ids_out.cols + 1));
+      const Results results(ws, answers_of(ranking) * n * (2 * ids_out.cols + 1));
       UpdateArguments u;
       u.queries = ws.upload.add(ws.rows.data(), n);
       u.masks = Updater::add_masks(ws, part, n);
@@ -114,9 +105,10 @@ class CudaSearcher final : public Searcher {
       ws.queries.reserve(n * stride());
       launch(pad_rows_kernel<float>, blocks_for(n * stride(), kStoreThreads), dim3(kStoreThreads),
              0, ws.stream, factors, n, d_, stride(), ws.queries.data());
-      find(ws, results, u.masks, n, ids_out.cols);
+      const Asked asked{u.masks, ranking, n, ids_out.cols};
+      find(ws, results, asked);
       results.fetch();
-      answer(ws, results, u.masks, q, n, ids_out, approx_out);
+      answer(ws, results, asked, q, ids_out, approx_out);
     }
   }
 
@@ -127,16 +119,32 @@ class CudaSearcher final : public Searcher {
     for_each_part(known, priors, state, [&](Workspace& ws, const KnownScores& part) {
       const std::int64_t n = part.priors.rows;
       const Results results(ws, n * (2 * ids_out.cols + 1));
-      const UpdateArguments u = updater().grow(ws, part, model, results.failed());
+      const UpdateArguments u = updater(model).grow(ws, part, model, results.failed());
       ws.queries.reserve(n * stride());
-      updater().solve(ws, u, n, ws.queries.data(), stride());
-      if (ids_out.cols > 0) find(ws, results, u.masks, n, ids_out.cols);
+      updater(model).solve(ws, u, n, ws.queries.data(), stride());
+      const Asked asked{u.masks, ranking_of(model), n, ids_out.cols};
+      if (ids_out.cols > 0) find(ws, results, asked);
       finish(ws, results, part);
-      if (ids_out.cols > 0) answer(ws, results, u.masks, part.first, n, ids_out, approx_out);
+      if (ids_out.cols > 0) answer(ws, results, asked, part.first, ids_out, approx_out);
     });
   }
 
  private:
+  // Queries in the workspace, and how many answers each is asked for in a ranking.
+  struct Asked {
+    const Mask* masks;
+    Ranking ranking;
+    std::int64_t n_queries;
+    std::int64_t k;
+
+    std::int64_t n_rows() const { return answers_of(ranking) * n_queries; }
+  };
+
+  Exact exact(Ranking ranking) const {
+    return {items_.rows(), offsets_.of(ranking), scales_ == nullptr ? sizes_.data() : scales_,
+            largest_.data() + (scales_ == nullptr ? 0 : 1)};
+  }
+
   // Item sizes, for the errors of rounding, and the largest of them and of the scales.
   void measure(const float* scales) {
     const std::int64_t n = items_.rows().n;
@@ -145,14 +153,17 @@ class CudaSearcher final : public Searcher {
     sizes_.reserve(n);
     const dim3 grid = blocks_for(32 * n, kStoreThreads), block(kStoreThreads);
     launch(sizes_kernel, grid, block, 0, stream_, items_.rows(), n, sizes_.data(), largest_.data());
-    if (adjust_.scales != nullptr)
+    if (scales_ != nullptr)
       launch(sizes_kernel, grid, block, 0, stream_, Rows<float>{}, n, const_cast<float*>(scales),
              largest_.data() + 1);
     copy<float>(largest_.data(), &largest_factor_, 1, stream_);
     stream_.wait();
   }
 
-  Updater updater() const { return Updater(items_.rows(), adjust_.offsets, d_, largest_factor_); }
+  Updater updater(const QueryModel& model) const {
+    return Updater(items_.rows(), model.item_offsets ? offsets_.counted() : nullptr, d_,
+                   largest_factor_);
+  }
 
   // Of queries on the device: whole chunks of any type.
   std::int64_t stride() const { return (d_ + 15) / 16 * 16; }
@@ -186,57 +197,65 @@ class CudaSearcher final : public Searcher {
     if (part.state != nullptr) part.state->done(ws.rows, part.first);
   }
 
-  Answers answers(const Results& results, std::int64_t n, std::int64_t k) const {
-    return {results.device<std::int32_t>(0), results.device<float>(n * k),
-            results.device<int>(2 * n * k), static_cast<int>(k)};
+  Answers answers(const Results& results, const Asked& asked) const {
+    const std::int64_t n = asked.n_rows() * asked.k;
+    return {results.device<std::int32_t>(0), results.device<float>(n), results.device<int>(2 * n),
+            static_cast<int>(asked.k)};
   }
 
-  // Puts on the stream what finds the k best for the n queries in the workspace.
-  void find(Workspace& ws, const Results& results, const Mask* masks, std::int64_t n,
-            std::int64_t k) const {
-    const Answers out = answers(results, n, k);
-    const Queries queries{ws.queries.data(), stride(), masks};
+  Queries queries(Workspace& ws, const Asked& asked) const {
+    return {ws.queries.data(), stride(), asked.masks, asked.ranking == Ranking::both ? 1 : 0};
+  }
+
+  // Puts on the stream what finds the best for the queries in the workspace.
+  void find(Workspace& ws, const Results& results, const Asked& asked) const {
+    const Adjustments adjust{scales_, offsets_.of(asked.ranking)};
+    const Exact ranked = exact(asked.ranking);
     if (halves_.rows().data != nullptr) {
-      find_with(Finder<std::uint16_t>(halves_.rows(), adjust_, exact_), ws, queries, n, out);
+      find_with(Finder<std::uint16_t>(halves_.rows(), adjust, ranked), ws, results, asked);
     } else if (bytes_.rows().data != nullptr) {
-      find_with(Finder<std::int8_t>(bytes_.rows(), adjust_, exact_), ws, queries, n, out);
+      find_with(Finder<std::int8_t>(bytes_.rows(), adjust, ranked), ws, results, asked);
     } else {
-      find_with(plain(), ws, queries, n, out);
+      find_with(plain(asked.ranking), ws, results, asked);
     }
   }
 
   template <typename T>
-  void find_with(const Finder<T>& finder, Workspace& ws, Queries queries, std::int64_t n,
-                 Answers out) const {
-    if (finder.can_batch(n, out.k)) {
-      finder.batch(ws, queries, n, out);
+  void find_with(const Finder<T>& finder, Workspace& ws, const Results& results,
+                 const Asked& asked) const {
+    const Answers out = answers(results, asked);
+    const Queries rows = queries(ws, asked);
+    if (finder.can_batch(rows, asked.n_rows(), out.k)) {
+      finder.batch(ws, rows, asked.n_rows(), out);
     } else if (finder.can_scan(out.k)) {
-      finder.scan(ws, queries, n, out);
+      finder.scan(ws, rows, asked.n_rows(), out);
     } else {
-      sort_all(ws, exact_, queries, n, out);
+      sort_all(ws, exact(asked.ranking), rows, asked.n_rows(), out);
     }
   }
 
-  Finder<float> plain() const {
-    return Finder<float>(items_.rows(), {nullptr, adjust_.offsets}, exact_);
+  Finder<float> plain(Ranking ranking) const {
+    return Finder<float>(items_.rows(), {nullptr, offsets_.of(ranking)}, exact(ranking));
   }
 
   // Hands out what was fetched, after asking again of the factors themselves where it is unsure.
-  void answer(Workspace& ws, const Results& results, const Mask* masks, std::int64_t first,
-              std::int64_t n, MatrixView<std::int32_t> ids_out,
-              MatrixView<float> approx_out) const {
-    const std::int64_t k = ids_out.cols;
-    const Answers out = answers(results, n, k);
+  void answer(Workspace& ws, const Results& results, const Asked& asked, std::int64_t first,
+              MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const {
+    const std::int64_t k = asked.k, n = asked.n_rows();
+    const Answers out = answers(results, asked);
     bool again = false;
-    for (std::int64_t q = 0; q < n; ++q) {
-      if (results.host<int>(2 * n * k)[q] == 0) continue;
+    for (std::int64_t row = 0; row < n; ++row) {
+      if (results.host<int>(2 * n * k)[row] == 0) continue;
       again = true;
-      plain().scan(ws, {ws.queries.data() + q * stride(), stride(), masks + q}, 1,
-                   {out.ids + q * k, out.approx + q * k, out.unsure + q, out.k});
+      Queries unsure = queries(ws, asked);
+      unsure.first = row;
+      plain(asked.ranking)
+          .scan(ws, unsure, 1, {out.ids + row * k, out.approx + row * k, out.unsure + row, out.k});
     }
     if (again) results.fetch();
-    results.deliver(0, ids_out.row(first), n * k);
-    results.deliver(n * k, approx_out.row(first), n * k);
+    const std::int64_t first_row = answers_of(asked.ranking) * first;
+    results.deliver(0, ids_out.row(first_row), n * k);
+    results.deliver(n * k, approx_out.row(first_row), n * k);
   }
 
   void check_known(const CsrView& rows, std::int64_t n_queries, Workspace& ws) const {
@@ -258,10 +277,10 @@ class CudaSearcher final : public Searcher {
   ItemRows<float> items_;
   ItemRows<std::uint16_t> halves_;
   ItemRows<std::int8_t> bytes_;
-  DeviceBuffer<float> offset_storage_, scale_storage_, sizes_, largest_;
+  ItemOffsets offsets_;
+  DeviceBuffer<float> scale_storage_, sizes_, largest_;
   float largest_factor_ = 0.0F;
-  Adjustments adjust_;
-  Exact exact_;
+  const float* scales_ = nullptr;  // of compact items
   mutable Workspaces workspaces_;
 };
 
@@ -270,6 +289,7 @@ class CudaSearcher final : public Searcher {
 std::unique_ptr<Searcher> make_searcher(MatrixView<const float> item_factors,
                                         VectorView<const float> item_offsets,
                                         const CompactItems& compact) {
+  check_items(item_factors, item_offsets, compact);
   const OnFirstDevice device;
   return std::make_unique<CudaSearcher>(item_factors, item_offsets, compact);
 }

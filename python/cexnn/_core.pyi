@@ -121,7 +121,10 @@ class QueryModel:
         offset: float,
         centred: bool,
         mix: float,
+        item_offsets: bool = True,
     ) -> None: ...
+    @property
+    def item_offsets(self) -> bool: ...
 
 class SearchState: ...
 
@@ -153,6 +156,7 @@ class Searcher:
         indices: _Ids,
         k: int,
         num_threads: int,
+        ranking: str = "with_offsets",
     ) -> tuple[_Ids, _Floats]: ...
     def posterior(
         self,

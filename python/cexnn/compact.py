@@ -71,7 +71,7 @@ def rounded(factors: FloatArray, dtype: str) -> Compact:
     scales = np.empty(len(factors), dtype=np.float32)
     for start in range(0, len(factors), ROWS):
         part = factors[start : start + ROWS]
-        largest = np.maximum(part.max(axis=1), -part.min(axis=1))
+        largest = np.maximum(part.max(axis=1, initial=0), -part.min(axis=1, initial=0))
         if dtype == "float16":
             scale = np.ldexp(np.float32(1), np.clip(np.frexp(largest)[1], -125, 127))
             codes[start : start + ROWS] = part / scale[:, None]
