@@ -75,6 +75,20 @@ def test_item_offsets_are_learned(world, both):
     assert np.corrcoef(both.item_offsets, world.liked)[0, 1] > 0.75
 
 
+def test_a_search_opens_with_the_best_without_the_item_offsets_and_with_them_in_turn(world):
+    index = build(world, "both")
+    index.remove(np.arange(0, world.n_items, 9))
+    session = index.session(3, budget=40, rounds=2, query_embeddings=world.queries[:3])
+    rows, items = session.ask()
+    for row in range(3):
+        plain = index.item_factors @ session._priors[row]
+        plain[::9] = -np.inf
+        orders = [np.argsort(-scores) for scores in (plain, plain + index.item_offsets)]
+        assert not np.array_equal(orders[0][:20], orders[1][:20])
+        in_turn = dict.fromkeys(np.stack(orders, axis=1).ravel().tolist())
+        assert items[rows == row].tolist() == list(in_turn)[:20]
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_the_scale_of_the_embeddings_does_not_matter(world, table_scorer, both, scale):
     scaled = Index.build(

@@ -51,9 +51,15 @@ class QueryModel:
     noise_variance: float
     offset: float
 
-    def calibrated(self) -> _core.QueryModel:
-        """Return the native model of ``update="calibrated"``: the posterior mean."""
-        return _core.QueryModel(**asdict(self), centred=True, mix=0.0)
+    def calibrated(self, *, item_offsets: bool = True) -> _core.QueryModel:
+        """Return the native model of ``update="calibrated"``: the posterior mean.
+
+        Parameters
+        ----------
+        item_offsets : bool
+            Whether ``o`` counts: no need of it where all are zero.
+        """
+        return _core.QueryModel(**asdict(self), centred=True, mix=0.0, item_offsets=item_offsets)
 
     def least_squares(self, mix: float) -> _core.QueryModel:
         """Return the native model of ``update="least_squares"``."""
@@ -65,6 +71,7 @@ class QueryModel:
             offset=self.offset,
             centred=False,
             mix=mix,
+            item_offsets=False,
         )
 
 

@@ -69,12 +69,11 @@ def learn_rounds(
     if not np.isfinite(scores).all():
         return ()
     worth = _worth(scores)
-    searchers = [_core.Searcher(factors, None), _core.Searcher(factors, offsets)]
+    searcher = _core.Searcher(factors, offsets)
     recalls = {}
     for size in (size for size in SIZES if size <= budgets[-1]):
         session = Session(
-            searchers[1],
-            searchers,
+            searcher,
             model.calibrated(),
             priors,
             n_items=len(items),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -34,10 +33,9 @@ class Session:
     ----------
     searcher : native Searcher or SomeItems
         Over the items' factors.
-    openers : sequence of the same
-        Whose best items under the priors open the search, taken in turn.
     model : native QueryModel
-        How scores become a query's factors.
+        How scores become a query's factors, and whether item offsets count. The priors' best items
+        open the search; if they count, those without them and those with them in turn.
     priors : (n_queries, n_factors) float32
         Query factors before any score is known.
     n_items, k, budget, rounds, num_threads : int
@@ -61,7 +59,6 @@ class Session:
     def __init__(
         self,
         searcher: AnySearcher,
-        openers: Sequence[AnySearcher],
         model: _core.QueryModel,
         priors: FloatArray,
         *,
@@ -82,7 +79,6 @@ class Session:
         self._estimates: FloatArray | None = None  # of the next round's items, where traced
         self._spent = (0.0, 0.0)  # seconds in their update and top-k
         self._searcher, self._model, self._priors = searcher, model, priors
-        self._openers = openers
         self._n_items, self._k = n_items, k
         self._first = first
         self._units = units
@@ -209,19 +205,20 @@ class Session:
         return complete
 
     def _open(self) -> IdArray:
-        """Open with the caller's items, filled up with the openers' best, taken in turn."""
+        """Open with the caller's items, filled up with the priors' best, both rankings' in turn."""
         start, size = time.perf_counter(), self._sizes[0]
         given = [] if self._first is None else [self._first]
         if not given or (given[0] >= 0).sum(axis=1).min() < size:
             nothing: IdArray = np.empty(0, dtype=np.int32)
             nowhere = np.zeros(self.n_queries + 1, dtype=np.int64)
             wider = size + len(self._excluded)
-            best = []
-            for opener in self._openers:
-                told = (self._priors, nowhere, nothing)
-                ids = opener.top_items(*told, wider, self._num_threads)[0]
-                best.append(self._sifted(ids, size)[0] if len(self._excluded) else ids)
-            given.append(np.stack(best, axis=2).reshape(self.n_queries, -1))
+            ranking = "both" if self._model.item_offsets else "without_offsets"
+            told = (self._priors, nowhere, nothing)
+            best = self._searcher.top_items(*told, wider, self._num_threads, ranking)[0]
+            if len(self._excluded):
+                best = self._sifted(best, size)[0]
+            in_turn = best.reshape(self.n_queries, -1, best.shape[1]).transpose(0, 2, 1)
+            given.append(in_turn.reshape(self.n_queries, -1))
         candidates = np.concatenate(given, axis=1)
         opening = np.empty((self.n_queries, size), dtype=np.int32)
         for row, ids in enumerate(candidates.tolist()):
@@ -258,8 +255,9 @@ class Session:
             *known, self._priors, self._model, self._state, self._num_threads
         )
         middle = time.perf_counter()
+        ranking = "with_offsets" if self._model.item_offsets else "without_offsets"
         ids, self._estimates = self._searcher.top_items(
-            factors, known[0], known[1], size, self._num_threads
+            factors, known[0], known[1], size, self._num_threads, ranking
         )
         self._spent = middle - start, time.perf_counter() - middle
         return ids

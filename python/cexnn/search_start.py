@@ -90,17 +90,15 @@ def start_session(
         opening = searched.allowed(opening)
     model, calibrated = items.learned.model, update == "calibrated"
     learned_rounds = items.learned.rounds if calibrated else ()
-    openers = [searched.plain]
-    if calibrated and searched.calibrated is not searched.plain:
-        openers.append(searched.calibrated)
     start = time.perf_counter()
     priors = _priors(items.learned, n_queries, query_embeddings, opened=opening is not None)
     if trace is not None:
         trace.prior_ms = (time.perf_counter() - start) * 1e3
     return (DeviceSession if pairs_device == "cuda" else Session)(
-        openers[-1],
-        openers,
-        model.calibrated() if calibrated else model.least_squares(mix),
+        searched.searcher,
+        model.calibrated(item_offsets=searched.has_offsets)
+        if calibrated
+        else model.least_squares(mix),
         priors,
         n_items=n_items,
         n_searchable=searched.n_items,

@@ -1,4 +1,4 @@
-"""What a search runs over: native searchers over all items of an index, or over some alone."""
+"""What a search runs over: a native searcher over all items of an index, or over some alone."""
 
 from __future__ import annotations
 
@@ -88,18 +88,19 @@ class Searched(NamedTuple):
 
     Attributes
     ----------
-    plain, calibrated : native Searcher or SomeItems
-        Searchers without the item offsets and with them; the same one where there are none.
+    searcher : native Searcher or SomeItems
+    has_offsets : bool
+        Whether their offsets are anything but zero.
     n_items : int
-        How many items they can return.
+        How many items it can return.
     ids : (n_items,) int32 or None
         Those items, ascending; None: all that were not removed.
     excluded : (c,) int32
         Items among them that are not to be found all the same.
     """
 
-    plain: AnySearcher
-    calibrated: AnySearcher
+    searcher: AnySearcher
+    has_offsets: bool
     n_items: int
     ids: IdArray | None = None
     excluded: IdArray = np.empty(0, dtype=np.int32)
@@ -112,7 +113,7 @@ class Searched(NamedTuple):
 
 
 class ItemsAsTheyAre:
-    """The items as they are at one time: what was learned, and native searchers over it.
+    """The items as they are at one time: what was learned, and a native searcher over it.
 
     Attributes
     ----------
@@ -128,8 +129,8 @@ class ItemsAsTheyAre:
         self.learned, self.device = learned, device
         offsets = learned.item_offsets
         self.removed = np.flatnonzero(np.isneginf(offsets)).astype(np.int32)
-        searchers = self._searchers(learned.item_factors, offsets, learned.compact)
-        self._all = Searched(*searchers, len(offsets) - len(self.removed))
+        searcher = self._searcher(learned.item_factors, offsets, learned.compact)
+        self._all = Searched(searcher, _any(offsets), len(offsets) - len(self.removed))
 
     def searched(self, *, only: Any = None, exclude: Any = None) -> Searched:
         """Return the items that a search may find; see `Index.search`.
@@ -167,23 +168,21 @@ class ItemsAsTheyAre:
         if 4 * n > len(learned.item_factors):
             offsets = np.full_like(learned.item_offsets, -np.inf)
             offsets[ids] = learned.item_offsets[ids]
-            searchers = self._searchers(learned.item_factors, offsets, learned.compact)
-            return Searched(*searchers, n, ids)
+            searcher = self._searcher(learned.item_factors, offsets, learned.compact)
+            return Searched(searcher, _any(offsets), n, ids)
         compact = None if learned.compact is None else learned.compact.of(ids)
-        plain, calibrated = self._searchers(
-            learned.item_factors[ids], learned.item_offsets[ids], compact
-        )
-        some = SomeItems(plain, ids)
-        return Searched(some, some if calibrated is plain else SomeItems(calibrated, ids), n, ids)
+        offsets = learned.item_offsets[ids]
+        searcher = self._searcher(learned.item_factors[ids], offsets, compact)
+        return Searched(SomeItems(searcher, ids), _any(offsets), n, ids)
 
-    def _searchers(
+    def _searcher(
         self, factors: FloatArray, offsets: FloatArray, compact: Compact | None
-    ) -> tuple[_core.Searcher, _core.Searcher]:
-        """Make a searcher without offsets, but for those of minus infinity, and one with them."""
-        left_out = np.isneginf(offsets)
-        without = np.where(left_out, offsets, np.float32(0)) if left_out.any() else None
+    ) -> _core.Searcher:
         codes, scales = (None, None) if compact is None else compact.native()
-        plain = _core.Searcher(factors, without, codes, scales, self.device)
-        if not np.where(left_out, 0, offsets).any():
-            return plain, plain
-        return plain, _core.Searcher(factors, offsets, codes, scales, self.device)
+        used = offsets if offsets.any() else None
+        return _core.Searcher(factors, used, codes, scales, self.device)
+
+
+def _any(offsets: FloatArray) -> bool:
+    """Tell whether any offset counts: whether one is neither zero nor that of an item left out."""
+    return bool(offsets[~np.isneginf(offsets)].any())

@@ -252,7 +252,6 @@ class _CurSession(Session):
         filling = self._shuffled[: given.shape[1] + budget]
         super().__init__(
             _core.Searcher(self._columns, None),
-            [],
             _UNASKED.least_squares(0.0),
             np.zeros((n_queries, n_anchors), dtype=np.float32),
             n_items=n_items,

@@ -66,10 +66,8 @@ def start(
         noise_variance=0.0,
         offset=offset,
     )
-    searcher = _core.Searcher(item_factors, None)
     return (Session if fill else _GivenOpening)(
-        searcher,
-        [searcher],
+        _core.Searcher(item_factors, None),
         plain.least_squares(mix),
         priors,
         n_items=len(item_factors),
