@@ -293,6 +293,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "The native core: ridge rows and search rounds. See _core.pyi.";
   m.def("instruction_set", [] { return cexnn::cpu::kernels().name; });
   m.def("cuda_available", &cexnn::cuda::available);
+  m.def("cuda_free_memory", &cexnn::cuda::free_memory);
   cexnn::register_device_array(m);
   cexnn::register_als(m);
   cexnn::register_pack(m);

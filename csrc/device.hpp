@@ -17,6 +17,10 @@ bool available() noexcept;
 // std::runtime_error where available() is false.
 std::shared_ptr<void> allocate(std::int64_t bytes);
 
+// Bytes of the device's memory that nobody has. Throws std::runtime_error where available() is
+// false.
+std::int64_t free_memory();
+
 // Either way between host and device; done when it returns.
 void copy_bytes(const void* from, void* to, std::int64_t bytes);
 

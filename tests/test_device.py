@@ -43,10 +43,13 @@ def test_cuda_that_is_not_there_is_refused():
         with pytest.raises(RuntimeError, match="device='cuda'"):
             device.resolve_device("cuda")
     if _core.cuda_available():
+        assert _core.cuda_free_memory() > 0
         return
     for call in on_device("cuda"):
         with pytest.raises(RuntimeError, match="device 'cuda'"):
             call()
+    with pytest.raises(RuntimeError, match=r"no CUDA kernels|no CUDA device"):
+        _core.cuda_free_memory()
 
 
 def test_threads_honour_the_affinity():

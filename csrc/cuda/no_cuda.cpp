@@ -20,6 +20,8 @@ std::shared_ptr<void> allocate(std::int64_t) { refuse(); }
 
 void copy_bytes(const void*, void*, std::int64_t) { refuse(); }
 
+std::int64_t free_memory() { refuse(); }
+
 void wait_for_default_stream() { refuse(); }
 
 void ridge(const RidgeProblem&, MatrixView<float>) { refuse(); }

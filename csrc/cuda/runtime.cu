@@ -41,6 +41,14 @@ std::shared_ptr<void> allocate(std::int64_t bytes) {
   return {data, &DeviceMemory::release};
 }
 
+std::int64_t free_memory() {
+  if (!available()) throw std::runtime_error("device 'cuda': no CUDA device");
+  const OnFirstDevice device;
+  std::size_t free = 0, total = 0;
+  check(cudaMemGetInfo(&free, &total), "cudaMemGetInfo");
+  return static_cast<std::int64_t>(free);
+}
+
 void wait_for_default_stream() {
   const OnFirstDevice device;
   check(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
