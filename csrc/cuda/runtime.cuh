@@ -38,9 +38,23 @@ inline void check(cudaError_t status, const char* call) {
   throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(status));
 }
 
+// While one exists, the calling thread may allocate, free and wait though another thread records
+// a graph, and does not spoil it: by CUDA's default, in which ONNX Runtime and torch record, no
+// thread may.
+class BesideRecordings {
+ public:
+  BesideRecordings() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  BesideRecordings(const BesideRecordings&) = delete;
+  BesideRecordings& operator=(const BesideRecordings&) = delete;
+  ~BesideRecordings() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeThreadLocal;  // then the thread's own
+};
+
 // While one exists, the calling thread's device is CUDA's first (CUDA_VISIBLE_DEVICES says which
 // one that is), where all memory, streams and kernels here are; another library may have chosen
-// another.
+// another. Beside recordings, too.
 class OnFirstDevice {
  public:
   OnFirstDevice() {
@@ -54,6 +68,7 @@ class OnFirstDevice {
   }
 
  private:
+  BesideRecordings beside_;
   int before_ = 0;
 };
 
@@ -80,7 +95,10 @@ struct DeviceMemory {
     check(status, "cudaMalloc");
     return data;
   }
-  static void release(void* data) noexcept { cudaFree(data); }
+  static void release(void* data) noexcept {
+    const BesideRecordings beside;
+    cudaFree(data);
+  }
 };
 
 // Host memory that the device copies from and to while the host goes on.
@@ -95,7 +113,10 @@ struct PinnedMemory {
     check(status, "cudaMallocHost");
     return data;
   }
-  static void release(void* data) noexcept { cudaFreeHost(data); }
+  static void release(void* data) noexcept {
+    const BesideRecordings beside;
+    cudaFreeHost(data);
+  }
 };
 
 // Owns an uninitialised array. Freed when nothing under way can still use it: wait for the stream

@@ -89,7 +89,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) {
 cudaError_t cudaMalloc(void** data, std::size_t bytes) {
   const Lock lock(device_mutex);
   if (current_device() != 0) return cudaErrorInvalidResourceHandle;
-  if (n_capturing > 0) return cudaErrorStreamCaptureUnsupported;
+  if (recording_forbids()) return cudaErrorStreamCaptureUnsupported;
   *data = memory().allocate(bytes);
   return *data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
@@ -97,7 +97,7 @@ cudaError_t cudaMalloc(void** data, std::size_t bytes) {
 cudaError_t cudaFree(void* data) {
   const Lock lock(device_mutex);
   if (data == nullptr) return cudaSuccess;
-  if (n_capturing > 0) return cudaErrorStreamCaptureUnsupported;
+  if (recording_forbids()) return cudaErrorStreamCaptureUnsupported;
   const cudaError_t status = drain_all();  // what is under way may use it
   if (!memory().release(data)) {
     std::fputs("cuda emulation: cudaFree of what cudaMalloc did not return\n", stderr);
@@ -108,7 +108,7 @@ cudaError_t cudaFree(void* data) {
 
 cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
   const Lock lock(device_mutex);
-  if (n_capturing > 0) return cudaErrorStreamCaptureUnsupported;
+  if (recording_forbids()) return cudaErrorStreamCaptureUnsupported;
   *data = std::malloc(std::max<std::size_t>(bytes, 1));
   if (*data == nullptr) return cudaErrorMemoryAllocation;
   std::memset(*data, 0xff, bytes);

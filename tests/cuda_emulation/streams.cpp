@@ -9,6 +9,8 @@
 #include <memory>
 #include <set>
 #include <stdexcept>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "grid.hpp"
@@ -18,7 +20,6 @@ namespace cuda_emulation {
 
 std::recursive_mutex device_mutex;
 std::string last_message;
-int n_capturing = 0;
 
 struct Graph {
   std::vector<Work> work;
@@ -27,6 +28,8 @@ struct Graph {
 struct Stream {
   std::deque<Work> queue;
   std::unique_ptr<Graph> captured;  // being recorded
+  std::thread::id recorder;         // by this thread
+  cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
 };
 
 struct Event {
@@ -59,6 +62,8 @@ std::set<Stream*>& streams() {
   return *all;
 }
 
+thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
+
 // Does what the stream holds, until `enough`.
 cudaError_t drain(Stream& stream, const std::function<bool()>& enough = [] { return false; }) {
   if (stream.captured) return cudaErrorStreamCaptureUnsupported;
@@ -90,6 +95,16 @@ Stream& stream_of(cudaStream_t stream) {
 }  // namespace
 
 bool is_capturing(cudaStream_t stream) { return stream_of(stream).captured != nullptr; }
+
+bool recording_forbids() {
+  for (const Stream* stream : streams()) {
+    if (!stream->captured) continue;
+    if (stream->recorder == std::this_thread::get_id()) return true;
+    if (stream->mode == cudaStreamCaptureModeGlobal && thread_mode == cudaStreamCaptureModeGlobal)
+      return true;
+  }
+  return false;
+}
 
 cudaError_t put(cudaStream_t stream, Work work) {
   Stream& on = stream_of(stream);
@@ -153,7 +168,6 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const Lock lock(device_mutex);
   const cudaError_t status = drain(*stream);
-  if (stream->captured) --n_capturing;
   streams().erase(stream);
   delete stream;
   return status;
@@ -208,11 +222,12 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
   return cudaSuccess;
 }
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
   const Lock lock(device_mutex);
   if (stream == nullptr || stream->captured) return cudaErrorStreamCaptureUnsupported;
   stream->captured = std::make_unique<Graph>();
-  ++n_capturing;
+  stream->recorder = std::this_thread::get_id();
+  stream->mode = mode;
   return cudaSuccess;
 }
 
@@ -220,7 +235,11 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   const Lock lock(device_mutex);
   if (!stream->captured) return cudaErrorInvalidValue;
   *graph = stream->captured.release();
-  --n_capturing;
+  return cudaSuccess;
+}
+
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::swap(*mode, thread_mode);
   return cudaSuccess;
 }
 

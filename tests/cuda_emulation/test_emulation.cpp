@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../../csrc/cuda/runtime.cuh"
@@ -208,6 +209,23 @@ void test_streams() {
   expect(contains(message, "capturing"), "no allocation while recording");
 }
 
+void test_recordings_of_others() {
+  const Stream stream;
+  std::thread([&] { cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeGlobal); }).join();
+  const auto allocated = [] { const DeviceBuffer<float> more(1); };
+  expect(contains(message_of(allocated), "capturing"), "another thread's recording forbids");
+  expect(message_of([] { cexnn::cuda::allocate(4); }).empty(), "but not to allocate beside it");
+  {
+    const OnFirstDevice device;
+    expect(message_of(allocated).empty(), "nor to whoever is on the first device");
+  }
+  expect(contains(message_of(allocated), "capturing"), "and then it does again");
+  cudaGraph_t graph = nullptr;
+  cudaStreamEndCapture(stream.get(), &graph);
+  cudaGraphDestroy(graph);
+  expect(message_of(allocated).empty() && cexnn::cuda::free_memory() > 0, "until it has ended");
+}
+
 void test_warps() {
   const Stream stream;
   const DeviceBuffer<unsigned> out(160);
@@ -289,6 +307,7 @@ int main() {
   test_barriers();
   test_memory();
   test_streams();
+  test_recordings_of_others();
   test_warps();
   test_launches();
   test_devices();
