@@ -5,10 +5,10 @@ Run: CEXNN_DATA=... pytest bench/bench_sentence_transformers.py --benchmark-json
 Two models: the data's own, and one of MiniLM-L6's shape with random weights. Lengths of items are
 lognormal: of the data's own texts, and drawn with a median of 55 words. Both sides are timed from
 texts to scores, turn and turn about; the bound scorer has tokenised its items before, as a search
-has. Scores must agree to 1e-5 in float32 first; on CUDA both run in fp16, and to 0.05. The ONNX
-backend is given the very same file, and takes optimum; without it, or without a GPU, those rows are
-skipped. On a machine with other work, `times_theirs_cpu_time` of the rows `one` (one thread) is the
-figure to trust.
+has. Scores must agree to 1e-5 in float32 first; on CUDA, where products are TF32 and both run in
+fp16, too, to 0.05. The ONNX backend is given the very same file, and takes optimum; without it, or
+without a GPU, those rows are skipped. On a machine with other work, `times_theirs_cpu_time` of the
+rows `one` (one thread) is the figure to trust.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ with warnings.catch_warnings():
     library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
 
 from cexnn.cross_encoder import CrossEncoder  # noqa: E402
-from cexnn.device import default_num_threads  # noqa: E402
+from cexnn.device import cuda_available, default_num_threads  # noqa: E402
 from cexnn.export import export_onnx  # noqa: E402
 
 MAX_LENGTH, MAX_QUERY_LENGTH, ROUNDS = 512, 400, 3
@@ -91,14 +91,13 @@ def skip_where_missing(device, backend):
         pytest.importorskip("optimum.onnxruntime", reason="the ONNX backend needs optimum-onnx")
 
 
-def load_theirs(folder, device, backend, n_threads):
+def load_theirs(folder, device, backend, n_threads, precision):
     torch.set_num_threads(n_threads)
     session = ort.SessionOptions()
     session.intra_op_num_threads = n_threads
-    # CUDA rows compare fp16 with fp16, as one would run both there.
-    half = torch.float16 if device == "cuda" else torch.float32
+    dtype = {"fp16": torch.float16, "fp32": torch.float32}[precision]
     options = {
-        "torch": {"model_kwargs": {"dtype": half}},
+        "torch": {"model_kwargs": {"dtype": dtype}},
         "onnx": {
             "backend": "onnx",
             "model_kwargs": {"provider": "CPUExecutionProvider", "session_options": session},
@@ -111,11 +110,11 @@ def load_theirs(folder, device, backend, n_threads):
 
 @pytest.mark.parametrize("name", ["medquad", "minilm"])
 @pytest.mark.parametrize(
-    ("device", "backend", "threads"),
-    [(d, b, t) for d, b in (("cpu", "torch"), ("cpu", "onnx")) for t in ("one", "all")]
-    + [("cuda", "torch", "all")],
+    ("device", "backend", "threads", "precision"),
+    [("cpu", b, t, "fp32") for b in ("torch", "onnx") for t in ("one", "all")]
+    + [("cuda", "torch", "all", precision) for precision in ("fp16", "fp32")],
 )
-def test_pairs(benchmark, folders, tmp_path, name, device, backend, threads):
+def test_pairs(benchmark, folders, tmp_path, name, device, backend, threads, precision):
     skip_where_missing(device, backend)
     queries, items, rows, ids = pairs_of(
         name, N_PAIRS_ON_CUDA if device == "cuda" else N_PAIRS[name]
@@ -129,11 +128,11 @@ def test_pairs(benchmark, folders, tmp_path, name, device, backend, threads):
         "device": device,
     }
     folder = folders / name / "onnx"
-    if device == "cuda":
+    if precision == "fp16":
         folder = CrossEncoder.from_pretrained(folder).quantize(tmp_path, precision="fp16")
     ours = CrossEncoder.from_pretrained(folder, **options)
     bound = ours.bind(items)
-    theirs = load_theirs(folders / name, device, backend, n_threads)
+    theirs = load_theirs(folders / name, device, backend, n_threads, precision)
 
     def score_theirs():
         return theirs.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
@@ -164,6 +163,7 @@ def test_pairs(benchmark, folders, tmp_path, name, device, backend, threads):
     benchmark.extra_info.update(
         n_pairs=len(pairs),
         num_threads=n_threads,
+        packed_on=device if cuda_available() else "cpu",
         load=os.getloadavg()[0],
         tokens_a_pair=n_tokens / len(pairs),
         padding_factor=(after.n_padded_tokens - before.n_padded_tokens) / n_tokens,

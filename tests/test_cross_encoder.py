@@ -19,6 +19,7 @@ pytest.importorskip("tokenizers", reason="needs tokenizers: pip install 'cexnn[c
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from cexnn import _core
 from cexnn.cross_encoder import CrossEncoder, onnx_session
 from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
 from cexnn.cross_encoder.pair_batches import ModelInputs, PackedBatch, split_batch
@@ -520,6 +521,7 @@ class CudaRuntime(types.SimpleNamespace):
 def test_cuda_s_libraries_are_loaded_before_the_session_and_its_batches_are_whole(monkeypatch):
     runtime = CudaRuntime(starts=True)
     monkeypatch.setattr(onnx_session, "import_onnxruntime", lambda: runtime)
+    monkeypatch.setattr(_core, "cuda_available", lambda: False)  # so the host packs
     model = encoder(device="cuda", num_threads=4)
     assert runtime.calls[0] == "preload"
     assert runtime.calls[1][0][0] == "CUDAExecutionProvider"
@@ -530,6 +532,7 @@ def test_cuda_s_libraries_are_loaded_before_the_session_and_its_batches_are_whol
 
 def test_a_device_that_does_not_start_is_an_error_where_it_was_asked_for(monkeypatch, caplog):
     monkeypatch.setattr(onnx_session, "import_onnxruntime", lambda: CudaRuntime(starts=False))
+    monkeypatch.setattr(_core, "cuda_available", lambda: False)
     with pytest.raises(RuntimeError, match="could not start CUDAExecutionProvider"):
         encoder(device="cuda")
     with caplog.at_level(logging.WARNING):

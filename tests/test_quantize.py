@@ -79,6 +79,8 @@ def test_a_smaller_model_scores_nearly_the_same(
     types = {t.data_type for t in onnx.load(written / "model.onnx").graph.initializer}
     wanted = {"int8": onnx.TensorProto.INT8, "fp16": onnx.TensorProto.FLOAT16}[precision]
     assert wanted in types
+    [logits] = onnx.load(written / "model.onnx").graph.output
+    assert logits.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     pairs = list(zip(texts(50, 1), texts(50, 2), strict=True))
     exact, scores = given.predict(pairs), load(written).predict(pairs)
     assert scores.dtype == np.float32

@@ -2,8 +2,10 @@
 
 ``encoder`` is the public class; ``bound_scorer`` the scorer it makes of a set of items;
 ``pair_model`` the engine of both: ``tokens`` (texts to token ids), ``pair_batches`` (pairs to
-padded batches), ``onnx_session`` (batches to logits, on what ``providers`` finds here; the model
-narrowed by ``first_token``). ``hub`` finds a model's files; ``quantize`` makes smaller ones.
+padded batches), ``onnx_session`` (batches to logits, on what ``providers`` finds here).
+``sessions`` opens a model, narrowed by ``first_token``. On a CUDA device ``device_model`` packs
+each ``device_batch``, of one of few ``shapes``, where the session reads it. ``hub`` finds a model's
+files; ``quantize`` makes smaller ones.
 """
 
 from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder

@@ -39,7 +39,8 @@ class CrossEncoder:
     tokenizer : path or bytes
         ``tokenizer.json``. Padding and truncation stored in it are overridden.
     device : {"auto", "cpu", "cuda"}
-        ``"auto"`` takes CUDA where ONNX Runtime has it.
+        ``"auto"`` takes CUDA where ONNX Runtime has it. With ``"cuda"``, by name, and cexnn built
+        with CUDA, the items' tokens stay on the device, too: batches are packed there.
     max_length : int
         Tokens of a pair at most, special tokens included.
     max_query_length : int, optional
@@ -53,6 +54,9 @@ class CrossEncoder:
         Execution providers as ONNX Runtime takes them, instead of a device.
     num_threads : int, optional
         Threads on the CPU; default: the CPUs this process may use.
+    memory_limit : int, optional
+        Bytes of a CUDA device's memory that the model may take; default: three quarters of what is
+        free where cexnn is built with CUDA, else no limit. A batch that finds no room is halved.
 
     Raises
     ------
@@ -86,6 +90,7 @@ class CrossEncoder:
         batch_tokens: int | None = None,
         providers: Sequence[Any] | None = None,
         num_threads: int | None = None,
+        memory_limit: int | None = None,
     ) -> None:
         self._files = _source(model, "model"), _source(tokenizer, "tokenizer")
         self._model = PairModel(
@@ -96,6 +101,7 @@ class CrossEncoder:
             batch_tokens=batch_tokens,
             providers=providers,
             num_threads=num_threads,
+            memory_limit=memory_limit,
         )
 
     @classmethod

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn.cross_encoder.first_token import keep_first_token
+from cexnn import _core
+from cexnn.checks import check_int
+from cexnn.cross_encoder.device_batch import DeviceBatch
+from cexnn.cross_encoder.device_model import CudaMemory, DeviceModel
 from cexnn.cross_encoder.pair_batches import ModelInputs
 from cexnn.cross_encoder.providers import (
     CPU,
@@ -22,22 +26,17 @@ from cexnn.cross_encoder.providers import (
     import_onnxruntime,
     provider_name,
 )
+from cexnn.cross_encoder.sessions import INPUTS, named, open_session, signature_of
 from cexnn.device import resolve_num_threads
 
 __all__ = ["BatchError", "OnnxModel"]
 
 logger = logging.getLogger(__name__)
 
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-_INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
-# Batches run side by side, one to a thread, and do not wait for each other after each operation;
-# a call that is alone is helped by this many threads.
-_THREADS_A_CALL = 4
-_SLOW_FUSIONS = ["SkipLayerNormFusion"]  # many times slower than Add and LayerNormalization
 _OUT_OF_MEMORY = (
     "Failed to allocate memory", "out of memory", "bad allocation", "bad_alloc", "ALLOC_FAILED",
 )  # fmt: skip
-_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+_MEMORY_SHARE = 0.75  # of what the device has free, unless said
 
 
 class BatchError(RuntimeError):
@@ -67,6 +66,9 @@ class OnnxModel:
         Execution providers as ONNX Runtime takes them, instead of a device.
     num_threads : int or None
         Threads on the CPU; None: the CPUs this process may use.
+    memory_limit : int or None
+        Bytes of CUDA's memory at most; None: three quarters of what is free, where the core can
+        ask, else no limit.
 
     Raises
     ------
@@ -92,39 +94,61 @@ class OnnxModel:
         device: str,
         providers: Sequence[Any] | None,
         num_threads: int | None,
+        memory_limit: int | None = None,
     ) -> None:
         ort = import_onnxruntime()
-        wanted = choose_providers(ort.get_available_providers(), device, providers)
-        if provider_name(wanted[0]) == CUDA and hasattr(ort, "preload_dlls"):
+        limit = _memory_limit(memory_limit, device, providers)
+        wanted = choose_providers(ort.get_available_providers(), device, providers, limit)
+        first = provider_name(wanted[0])
+        if first == CUDA and hasattr(ort, "preload_dlls"):
             ort.preload_dlls()  # CUDA's libraries from the nvidia-* packages
-        options = ort.SessionOptions()
         n_threads = resolve_num_threads(num_threads)
-        options.intra_op_num_threads = min(n_threads, _THREADS_A_CALL)
-        options.log_severity_level = 4  # what fails is raised
-        # Waiting threads that spin would take the CPU from the search between two calls.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._name = "bytes" if isinstance(model, bytes) else str(model)
-        try:
-            self._session = ort.InferenceSession(
-                _narrowed(model, options),
-                options,
-                providers=wanted,
-                disabled_optimizers=_SLOW_FUSIONS if provider_name(wanted[0]) == CPU else None,
-            )
-        except Exception as error:  # ONNX Runtime has one exception class for each kind of failure
-            raise ValueError(
-                f"model: expected an ONNX model that {wanted} can run, got {self._name} ({error})"
-            ) from error
+        opened = functools.partial(open_session, ort, model, wanted, n_threads)
+        by_name = device == "cuda" and _core.cuda_available()
+        self._name = named(model)
+        self._session, graphs = self._open(opened, graphs=by_name)
         self.providers: list[str] = self._session.get_providers()
-        self._check_provider(
-            provider_name(wanted[0]), strict=providers is not None or device != "auto"
-        )
+        self._check_provider(first, strict=providers is not None or device != "auto")
         self.n_parallel = n_threads if self.on_cpu else 1
         self._lock = threading.Lock()
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
         self._too_much: float = np.inf  # tokens of a batch that the memory had no room for
-        self._inputs = self._check_inputs()
-        self._output = self._check_outputs()
+        self._signature = signature_of(self._session, self._name)
+        self._device: DeviceModel | None = None
+        if by_name and self._fits_device():
+            self._device = DeviceModel(
+                self._session,
+                self._signature,
+                CudaMemory(),
+                run_options=ort.RunOptions if graphs else None,
+                reopen=opened,
+            )
+        elif graphs:
+            self._session = opened()
+
+    def _open(self, opened: Callable[..., Any], *, graphs: bool) -> tuple[Any, bool]:
+        """Open the model, and say whether its runs can be recorded as CUDA graphs."""
+        if not graphs:
+            return opened(), False
+        try:
+            return opened(graphs=True), True
+        except ValueError as error:
+            session = opened()  # or says what is wrong with the model itself
+            logger.info("%s runs without CUDA graphs: %s", self._name, error)
+            return session, False
+
+    def _fits_device(self) -> bool:
+        """Whether batches can be packed on the device; if not, the host packs and copies them."""
+        inputs, _, output_type, _ = self._signature
+        fits = output_type is not None and set(inputs.values()) == {np.int64}
+        if not fits:
+            logger.info("%s: batches are packed on the host, not on the device", self._name)
+        return fits
+
+    @property
+    def on_device(self) -> bool:
+        """Whether batches are a `DeviceBatch`, packed where the model runs."""
+        return self._device is not None
 
     @property
     def on_cpu(self) -> bool:
@@ -141,48 +165,12 @@ class OnnxModel:
             raise RuntimeError(message)
         logger.warning(message)
 
-    def _check_inputs(self) -> dict[str, Any]:
-        """Names and integer types of the model's inputs."""
-        inputs = {one.name: one for one in self._session.get_inputs()}
-        missing = {"input_ids", "attention_mask"} - set(inputs)
-        unknown = set(inputs) - set(_INPUTS)
-        if missing or unknown:
-            raise ValueError(
-                "model: expected inputs input_ids, attention_mask and perhaps token_type_ids, "
-                f"got {sorted(inputs)} in {self._name}"
-            )
-        for name, one in inputs.items():
-            if one.type not in _INTEGERS:
-                raise ValueError(
-                    f"model: expected input {name} to be int64 or int32, got {one.type} "
-                    f"in {self._name}"
-                )
-            if len(one.shape) != 2 or any(isinstance(size, int) for size in one.shape):
-                raise ValueError(
-                    f"model: expected input {name} to have two dynamic axes (batch, sequence), "
-                    f"got {one.shape} in {self._name}"
-                )
-        return {name: _INTEGERS[one.type] for name, one in inputs.items()}
-
-    def _check_outputs(self) -> str:
-        """Name of the output that holds the logits."""
-        outputs = {one.name: one for one in self._session.get_outputs()}
-        name = "logits" if "logits" in outputs else next(iter(outputs))
-        shape = outputs[name].shape
-        n_labels = shape[-1] if len(shape) == 2 else 1
-        if len(shape) not in (1, 2) or (isinstance(n_labels, int) and n_labels != 1):
-            raise ValueError(
-                f"model: expected one label, output (n, 1) or (n,), got {name} of shape {shape} "
-                f"in {self._name}"
-            )
-        return str(name)
-
-    def run_all(self, parts: Sequence[ModelInputs]) -> list[NDArray[np.float32]]:
-        """Logits of padded batches, which are run side by side, at most `n_parallel` at once.
+    def run_all(self, parts: Sequence[ModelInputs | DeviceBatch]) -> list[NDArray[np.float32]]:
+        """Logits of batches, which are run side by side, at most `n_parallel` at once.
 
         Parameters
         ----------
-        parts : sequence of ModelInputs
+        parts : sequence of ModelInputs or DeviceBatch
             What the model has no input for is left out.
 
         Returns
@@ -216,7 +204,7 @@ class OnnxModel:
             wait(others)
         if failures:
             whole = [
-                np.full(len(part.input_ids), np.nan, dtype=np.float32) if one is None else one
+                np.full(part.n_rows, np.nan, dtype=np.float32) if one is None else one
                 for part, one in zip(parts, results, strict=True)
             ]
             first = failures[0].__cause__ or failures[0]
@@ -231,31 +219,28 @@ class OnnxModel:
                 self._pool = os.getpid(), pool
             return self._pool[1]
 
-    def _run_or_halve(self, inputs: ModelInputs) -> NDArray[np.float32]:
-        """Logits of a padded batch, in halves where the device has not the memory for the whole.
+    def _run_or_halve(self, part: ModelInputs | DeviceBatch) -> NDArray[np.float32]:
+        """Logits of a batch, in halves where the device has not the memory for the whole.
 
         What was too much is remembered: later batches of its size are halved before they are tried.
         """
-        n, width = inputs.input_ids.shape
+        n, (rows, width) = part.n_rows, part.shape
         middle = n // 2 // (1 + width % 2) * (1 + width % 2)  # an odd width wants even rows
-        if not middle or inputs.input_ids.size < self._too_much:
+        if not middle or rows * width < self._too_much:
             try:
-                return self._run(inputs)
+                return self._run(part)
             except Exception as error:
                 if not middle or not _is_out_of_memory(error):
                     raise
-                self._too_much = min(self._too_much, inputs.input_ids.size)
+                self._too_much = min(self._too_much, rows * width)
                 logger.warning(
-                    "no memory for a batch of %d rows of %d tokens: halved (%s)", n, width, error
+                    "no memory for a batch of %d rows of %d tokens: halved (%s)", rows, width, error
                 )
         scores = np.full(n, np.nan, dtype=np.float32)
         failures: list[BaseException] = []
         for half in (slice(0, middle), slice(middle, n)):
-            longest = int(inputs.attention_mask[half].sum(axis=1).max())
-            columns = slice(0, min(longest + longest % 2, width))
-            part = ModelInputs(*(np.ascontiguousarray(x[half, columns]) for x in inputs))
             try:
-                scores[half] = self._run_or_halve(part)
+                scores[half] = self._run_or_halve(part.some(half))
             except Exception as error:
                 if isinstance(error, BatchError):
                     scores[half] = error.scores
@@ -264,11 +249,16 @@ class OnnxModel:
             raise BatchError(str(failures[0]), scores) from failures[0]
         return scores
 
-    def _run(self, inputs: ModelInputs) -> NDArray[np.float32]:
-        arrays = dict(zip(_INPUTS, inputs, strict=True))
-        feed = {name: arrays[name].astype(t, copy=False) for name, t in self._inputs.items()}
-        logits = np.asarray(self._session.run([self._output], feed)[0])
-        n = len(inputs.input_ids)
+    def _run(self, part: ModelInputs | DeviceBatch) -> NDArray[np.float32]:
+        if isinstance(part, DeviceBatch):
+            assert self._device is not None
+            return self._device.run(part)
+        arrays = dict(zip(INPUTS, part, strict=True))
+        feed = {
+            name: arrays[name].astype(t, copy=False) for name, t in self._signature.inputs.items()
+        }
+        logits = np.asarray(self._session.run([self._signature.output], feed)[0])
+        n = part.n_rows
         if logits.shape not in ((n, 1), (n,)):
             raise ValueError(
                 f"model: expected one label, output ({n}, 1) or ({n},), got {logits.shape} "
@@ -277,29 +267,18 @@ class OnnxModel:
         return logits.reshape(n).astype(np.float32, copy=False)
 
 
+def _memory_limit(given: int | None, device: str, providers: Sequence[Any] | None) -> int | None:
+    """Bytes that the arena on CUDA may grow to."""
+    on_cuda = device != "cpu" and providers is None
+    if given is not None:
+        if not on_cuda:
+            raise ValueError("memory_limit: expected None but with device 'cuda' or 'auto'")
+        return check_int("memory_limit", given, minimum=1)
+    if on_cuda and _core.cuda_available():
+        return int(_MEMORY_SHARE * _core.cuda_free_memory())
+    return None
+
+
 def _is_out_of_memory(error: Exception) -> bool:
     """ONNX Runtime has no error of its own for it."""
     return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)
-
-
-def _narrowed(model: Path | bytes, options: Any) -> str | bytes:
-    """Return the model with its last layer narrowed to what the score reads, where that applies."""
-    source = model if isinstance(model, bytes) else str(model)
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ImportError:
-        logger.info("without the onnx library the last layer is computed whole: pip install onnx")
-        return source
-    try:
-        if isinstance(model, bytes):
-            proto = onnx.load_model_from_string(model)
-        else:
-            proto = onnx.load(source, load_external_data=False)
-    except DecodeError:
-        return source  # the session says what is wrong with it
-    if not keep_first_token(proto):
-        return source
-    if isinstance(model, Path):
-        options.add_session_config_entry(_DATA_FOLDER, str(model.parent))
-    return bytes(proto.SerializeToString())

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cexnn import _core
+from cexnn.cross_encoder.shapes import bucket_width, full_rows
 from cexnn.cross_encoder.tokens import PairFormat, TokenLists
+
+if TYPE_CHECKING:
+    from cexnn.cross_encoder.device_batch import DeviceBatch
 
 __all__ = [
     "ModelInputs",
     "PackedBatch",
     "PairTokens",
     "pack_batch",
+    "pack_into",
     "pair_lengths",
     "plan_batches",
     "split_batch",
@@ -58,21 +63,37 @@ class ModelInputs(NamedTuple):
     attention_mask: NDArray[np.int64]
     token_type_ids: NDArray[np.int64]
 
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return len(self.input_ids)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns that the model is given."""
+        return self.n_rows, self.input_ids.shape[1]
+
+    def some(self, rows: slice) -> ModelInputs:
+        """Return some rows, no wider than their longest needs, even where all are."""
+        longest = int(self.attention_mask[rows].sum(axis=1).max())
+        columns = slice(0, min(longest + longest % 2, self.shape[1]))
+        return ModelInputs(*(np.ascontiguousarray(x[rows, columns]) for x in self))
+
 
 class PackedBatch(NamedTuple):
-    """Some pairs as padded model inputs, and what there is to count of them.
+    """Some pairs as inputs of the model, and what there is to count of them.
 
     Attributes
     ----------
-    inputs : ModelInputs
-        (n, width); where ``n_pairs * width`` is odd, the last row once more.
+    inputs : ModelInputs or DeviceBatch
+        ModelInputs are (n, width); where ``n_pairs * width`` is odd, the last row once more.
     lengths : (n_pairs,) int64
         Tokens of each pair.
     n_truncated_queries, n_truncated_items : int
         Pairs whose query or whose item was cut.
     """
 
-    inputs: ModelInputs
+    inputs: ModelInputs | DeviceBatch
     lengths: NDArray[np.int64]
     n_truncated_queries: int
     n_truncated_items: int
@@ -104,7 +125,12 @@ def pair_lengths(
 
 
 def plan_batches(
-    lengths: NDArray[np.int64], *, max_length: int, batch_tokens: int, batch_size: int | None
+    lengths: NDArray[np.int64],
+    *,
+    max_length: int,
+    batch_tokens: int,
+    batch_size: int | None,
+    buckets: bool = False,
 ) -> Iterator[tuple[NDArray[np.int64], int]]:
     """Share pairs out over batches of like length, the longest first.
 
@@ -118,13 +144,15 @@ def plan_batches(
         Rows times width of a batch at most; a batch holds one pair at least.
     batch_size : int or None
         Pairs of a batch at most.
+    buckets : bool
+        Whether batches are to fill the shapes of a `DeviceBatch`.
 
     Yields
     ------
     positions : (n,) int64
         The pairs of a batch; every pair is in one batch.
     width : int
-        Its longest pair, rounded up to an even number within `max_length`.
+        Its longest pair, rounded up within `max_length` to an even number, or to such a shape's.
 
     Examples
     --------
@@ -138,7 +166,11 @@ def plan_batches(
     while start < len(order):
         longest = int(lengths[order[start]])
         width = min(longest + longest % 2, max_length)
+        if buckets:
+            width = bucket_width(longest, max_length)
         n = max(1, batch_tokens // width)
+        if buckets:
+            n = full_rows(n)
         if batch_size is not None:
             n = min(n, batch_size)
         yield order[start : start + n], width
@@ -175,7 +207,25 @@ def pack_batch(
     if len(positions) * width % 2:
         positions = np.append(positions, positions[-1])
     shape = (len(positions), width)
-    input_ids, attention_mask, token_type_ids = (np.empty(shape, dtype=np.int64) for _ in range(3))
+    inputs = ModelInputs(*(np.empty(shape, dtype=np.int64) for _ in range(3)))
+    pack_into(inputs, pairs, positions, layout, max_length)
+    return inputs
+
+
+def pack_into(
+    inputs: Sequence[Any],
+    pairs: PairTokens,
+    positions: NDArray[np.int64],
+    layout: PairFormat,
+    max_length: int,
+    device: str = "cpu",
+) -> None:
+    """Pack some pairs into input ids, attention mask and type ids, each (n, width) int64.
+
+    With device ``"cuda"`` these and the token lists may lie on the device, as
+    `cexnn._core.pack_pairs` takes them; what the arrays held is gone when it returns.
+    """
+    input_ids, attention_mask, token_type_ids = inputs
     _core.pack_pairs(
         pairs.queries,
         pairs.items,
@@ -191,8 +241,8 @@ def pack_batch(
         input_ids,
         attention_mask,
         token_type_ids,
+        device,
     )
-    return ModelInputs(input_ids, attention_mask, token_type_ids)
 
 
 def split_batch(batch: PackedBatch, n_parts: int) -> list[ModelInputs]:
@@ -218,7 +268,8 @@ def split_batch(batch: PackedBatch, n_parts: int) -> list[ModelInputs]:
     >>> [part.input_ids.shape for part in split_batch(batch, 2)]
     [(1, 8), (2, 6)]
     """
-    n, full = batch.inputs.input_ids.shape
+    assert isinstance(batch.inputs, ModelInputs)
+    n, full = batch.inputs.shape
     unit = 1 + full % 2  # an odd width wants an even number of rows
     n_parts = max(1, min(n_parts, n // unit))
     begins = [n // unit * j // n_parts * unit for j in range(n_parts)] + [n]

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn.checks import check_int
+from cexnn.cross_encoder.device_batch import DeviceBatch
 from cexnn.cross_encoder.onnx_session import BatchError, OnnxModel
 from cexnn.cross_encoder.pair_batches import (
+    ModelInputs,
     PackedBatch,
     PairTokens,
     pack_batch,
@@ -74,11 +76,13 @@ class PairModel:
         batch_tokens: int | None,
         providers: Sequence[Any] | None,
         num_threads: int | None,
+        memory_limit: int | None = None,
     ) -> None:
         self._copy = functools.partial(
             PairModel, model, tokenizer,
             device=device, max_length=max_length, max_query_length=max_query_length,
             batch_tokens=batch_tokens, providers=providers, num_threads=num_threads,
+            memory_limit=memory_limit,
         )  # fmt: skip
         self._tokenizer = load_tokenizer(tokenizer)
         self._format = pair_format(self._tokenizer)
@@ -94,7 +98,13 @@ class PairModel:
             )
         if batch_tokens is not None:
             check_int("batch_tokens", batch_tokens, minimum=self.max_length)
-        self._model = OnnxModel(model, device=device, providers=providers, num_threads=num_threads)
+        self._model = OnnxModel(
+            model,
+            device=device,
+            providers=providers,
+            num_threads=num_threads,
+            memory_limit=memory_limit,
+        )
         self.providers = self._model.providers
         default = _DEVICE_BATCH_TOKENS
         if self._model.on_cpu:
@@ -159,6 +169,7 @@ class PairModel:
             max_length=self.max_length,
             batch_tokens=self.batch_tokens,
             batch_size=batch_size,
+            buckets=self._model.on_device,
         )
         with progress_bar(progress, len(lengths), description="score", unit="pair") as bar:
             for positions, width in plan:
@@ -185,6 +196,8 @@ class PairModel:
     def pack(self, pairs: PairTokens, positions: NDArray[np.int64], width: int) -> PackedBatch:
         """Pack some of the pairs into the inputs of one call of the model.
 
+        Those of a model on the device are packed by `run`, where they are needed.
+
         Parameters
         ----------
         pairs : PairTokens
@@ -197,8 +210,13 @@ class PairModel:
         rows = pairs.rows[positions]
         chosen = pairs._replace(rows=rows, item_ids=pairs.item_ids[positions])
         lengths, cut_items = pair_lengths(chosen, self._format, self.max_length)
+        inputs: ModelInputs | DeviceBatch
+        if self._model.on_device:
+            inputs = DeviceBatch(pairs, positions, lengths, self._format, self.max_length)
+        else:
+            inputs = pack_batch(pairs, positions, width, self._format, self.max_length)
         return PackedBatch(
-            pack_batch(pairs, positions, width, self._format, self.max_length),
+            inputs,
             lengths,
             n_truncated_queries=int(pairs.cut_queries[rows].sum()),
             n_truncated_items=int(cut_items.sum()),
@@ -216,7 +234,7 @@ class PairModel:
         BatchError
             The model failed on some of the pairs; ``scores`` holds those of the others.
         """
-        parts = split_batch(batch, self._n_parts(batch))
+        parts = self._parts(batch)
         try:
             scores = np.concatenate(self._model.run_all(parts))[: len(batch.lengths)]
         except BatchError as error:
@@ -226,19 +244,26 @@ class PairModel:
             n_pairs=len(batch.lengths),
             n_batches=1,
             n_tokens=int(batch.lengths.sum()),
-            n_padded_tokens=sum(part.input_ids.size for part in parts),
+            n_padded_tokens=sum(rows * width for rows, width in (part.shape for part in parts)),
             n_truncated_queries=batch.n_truncated_queries,
             n_truncated_items=batch.n_truncated_items,
         )
         return scores
 
-    def _n_parts(self, batch: PackedBatch) -> int:
-        """As many as threads, or so many times more that none is larger than a thread likes."""
+    def _parts(self, batch: PackedBatch) -> Sequence[ModelInputs | DeviceBatch]:
+        """Return what the model is called with, once for each.
+
+        On the CPU as many parts as threads, or so many times more that none is larger than
+        a thread likes.
+        """
+        if isinstance(batch.inputs, DeviceBatch):
+            return batch.inputs.split(self.batch_tokens)
         if not self._model.on_cpu:
-            return 1
+            return split_batch(batch, 1)
         n_threads = self._model.n_parallel
-        tokens = batch.inputs.input_ids.size
-        return n_threads * max(1, round(tokens / (_BATCH_TOKENS_A_THREAD * n_threads)))
+        rows, width = batch.inputs.shape
+        n_times = max(1, round(rows * width / (_BATCH_TOKENS_A_THREAD * n_threads)))
+        return split_batch(batch, n_threads * n_times)
 
     def _count(self, **counts: int) -> None:
         with self._lock:
@@ -261,9 +286,7 @@ class PairModel:
         pairs = PairTokens(lists, np.zeros(2, dtype=np.bool_), lists, zero, zero + 1)
         width = n_tokens + self._format.n_constants
         try:
-            self._model.run_all(
-                [pack_batch(pairs, zero.astype(np.int64), width, self._format, width)]
-            )
+            self._model.run_all([self.pack(pairs, zero.astype(np.int64), width).inputs])
         except Exception as error:
             raise ValueError(
                 f"model: expected one that scores pairs of {width} tokens, as max_length="

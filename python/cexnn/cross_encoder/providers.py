@@ -7,7 +7,14 @@ import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CPU", "CUDA", "choose_providers", "import_onnxruntime", "provider_name"]
+__all__ = [
+    "CPU",
+    "CUDA",
+    "choose_providers",
+    "import_onnxruntime",
+    "provider_name",
+    "with_graphs",
+]
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
@@ -50,7 +57,10 @@ def import_onnxruntime() -> Any:
 
 
 def choose_providers(
-    available: Sequence[str], device: str, providers: Sequence[Any] | None
+    available: Sequence[str],
+    device: str,
+    providers: Sequence[Any] | None,
+    memory_limit: int | None = None,
 ) -> list[Any]:
     """Choose execution providers for a device, or take those given; all must be available.
 
@@ -62,6 +72,8 @@ def choose_providers(
         ``"auto"`` takes CUDA where it is available.
     providers : sequence or None
         Names, or (name, options), instead of a device.
+    memory_limit : int or None
+        Bytes of CUDA's memory that the arena may grow to.
 
     Returns
     -------
@@ -88,9 +100,12 @@ def choose_providers(
                 f"device='cuda': this ONNX Runtime has only {list(available)}; for CUDA run: "
                 "pip uninstall onnxruntime, then pip install 'cexnn[gpu]'"
             )
-        return (
-            [(CUDA, dict(_CUDA_OPTIONS)), CPU] if device != "cpu" and CUDA in available else [CPU]
-        )
+        if device == "cpu" or CUDA not in available:
+            return [CPU]
+        options = dict(_CUDA_OPTIONS)
+        if memory_limit is not None:
+            options["gpu_mem_limit"] = str(memory_limit)
+        return [(CUDA, options), CPU]
     if device != "auto":
         raise ValueError(f"providers: expected a device or providers, got both (device={device!r})")
     if isinstance(providers, str) or len(providers) == 0:
@@ -104,3 +119,13 @@ def choose_providers(
 def provider_name(provider: Any) -> str:
     """Name of an execution provider, given with or without its options."""
     return str(provider if isinstance(provider, str) else provider[0])
+
+
+def with_graphs(providers: Sequence[Any]) -> list[Any]:
+    """Return what `choose_providers` chose on CUDA, with runs recorded as CUDA graphs.
+
+    ONNX Runtime then refuses a model with nodes that have to run elsewhere, those that compute
+    shapes aside. A run is recorded under its ``gpu_graph_id``, -1 standing for none.
+    """
+    (name, options), *others = providers
+    return [(name, {**options, "enable_cuda_graph": "1"}), *others]
