@@ -8,6 +8,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.special import ndtri
 
 from cexnn import Index, IndexFileError, storage
+from cexnn.known_scores import KnownScores
 from cexnn.score_map import ScoreMap, drawn_in, normal_scores, standardised
 
 HUGE = float(np.finfo(np.float32).max)
@@ -95,29 +96,46 @@ def test_what_is_no_map_is_refused(knots, values):
 @pytest.mark.parametrize("bring", [standardised, drawn_in])
 def test_rows_come_to_mean_0_and_deviation_1_in_their_order(bring):
     rng = np.random.default_rng(0)
-    scores = np.float32(np.exp(3 * rng.normal(size=(5, 40))))
-    known = rng.random(scores.shape) < 0.5
-    known[3], known[4] = False, np.arange(40) == 7
-    scores[~known] = np.nan
-    found = bring(scores, known)
-    assert found.dtype == np.float32
-    assert (found[~known] == 0).all()
-    assert found[4, 7] == 0
-    for row in range(3):
-        values = found[row][known[row]]
-        assert (np.argsort(values) == np.argsort(scores[row][known[row]])).all()
-        assert values.mean() == pytest.approx(0, abs=1e-5)
-        assert values.std() == pytest.approx(1, rel=1e-5)
-    assert np.allclose(bring(7 * scores - 3, known), found, atol=1e-4)
+    for size in (40, 7, 2):
+        scores = np.float32(np.exp(3 * rng.normal(size=(5, size))))
+        found = bring(scores)
+        assert found.dtype == np.float32
+        for row in range(5):
+            assert (np.argsort(found[row]) == np.argsort(scores[row])).all()
+            assert found[row].mean() == pytest.approx(0, abs=1e-5)
+            assert found[row].std() == pytest.approx(1, rel=1e-5)
+            assert np.array_equal(bring(scores[row : row + 1])[0], found[row])
+        assert np.allclose(bring(7 * scores - 3), found, atol=1e-4)
+    assert (bring(scores[:, :1]) == 0).all()
+
+
+def test_rows_of_different_lengths_are_brought_to_units_one_by_one():
+    rng = np.random.default_rng(1)
+    known = KnownScores(6, 20)
+    counts = [7, 0, 20, 7, 1, 12]
+    rows = np.repeat(np.arange(6), counts).astype(np.int32)
+    items, scores = np.arange(len(rows), dtype=np.int32), np.float32(rng.normal(size=len(rows)))
+    known.counts = known.append(rows, items, scores)
+    some = np.array([0, 1, 2, 4, 5])
+    for part in (some, some[:2], some[1:2], some[2:3]):
+        indptr, ids, found = known.csr(part, drawn_in)
+        assert np.diff(indptr).tolist() == [counts[row] for row in part]
+        assert np.array_equal(ids, np.concatenate([items[rows == row] for row in part]))
+        for place, row in enumerate(part):
+            expected = scores[rows == row][None]
+            expected = drawn_in(expected) if expected.size else expected
+            assert np.array_equal(found[indptr[place] : indptr[place + 1]], expected[0])
+        assert np.array_equal(
+            known.csr(part, None)[2], np.concatenate([scores[rows == row] for row in part])
+        )
 
 
 def test_giants_are_drawn_in_and_rows_of_mostly_equal_scores_survive():
     scores = np.float32([[1, 2, 3, 4, HUGE], [0, 0, 0, 0, 8], [5, 5, 5, 5, 5]])
-    known = np.ones(scores.shape, dtype=bool)
-    assert np.diff(drawn_in(scores, known)[0, :4]).min() > 1e-3
-    assert np.diff(standardised(scores, known)[0, :4]).max() < 1e-6
-    assert drawn_in(scores, known)[1].std() == pytest.approx(1, rel=1e-5)
-    assert (drawn_in(scores, known)[2] == 0).all()
+    assert np.diff(drawn_in(scores)[0, :4]).min() > 1e-3
+    assert np.diff(standardised(scores)[0, :4]).max() < 1e-6
+    assert drawn_in(scores)[1].std() == pytest.approx(1, rel=1e-5)
+    assert (drawn_in(scores)[2] == 0).all()
 
 
 def bent(world, bend):

@@ -16,7 +16,7 @@ __all__ = ["KnownScores", "SearchResult", "Units"]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
-Units = Callable[[FloatArray, NDArray[np.bool_]], FloatArray]
+Units = Callable[[FloatArray], FloatArray]  # of rows of scores, one at least in each
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class KnownScores:
     def append(self, rows: IdArray, items: IdArray, scores: FloatArray) -> NDArray[np.int64]:
         """Write scores behind those known, and return the counts that make them known."""
         sizes = np.bincount(rows, minlength=len(self.counts))
-        rank = np.arange(len(rows)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        place = self.counts[rows] + rank
+        before = np.cumsum(sizes) - sizes  # among rows, which ascend
+        place = (self.counts - before)[rows] + np.arange(len(rows))
         self.ids[rows, place] = items
         self.scores[rows, place] = scores
         return self.counts + sizes
@@ -85,12 +85,29 @@ class KnownScores:
         counts = self.counts[rows]
         indptr = np.zeros(len(counts) + 1, dtype=np.int64)
         np.cumsum(counts, out=indptr[1:])
-        width = int(counts.max(initial=0))
-        known = np.arange(width) < counts[:, None]
-        ids, scores = self.ids[rows, :width], self.scores[rows, :width]
-        if units is not None:
-            scores = units(scores, known)
+        scores = self.in_units(rows, units)
+        ids = self.ids[rows, : scores.shape[1]]
+        if len(ids) and counts.min() == ids.shape[1]:
+            return indptr, ids.ravel(), scores.ravel()
+        known = np.arange(ids.shape[1]) < counts[:, None]
         return indptr, ids[known], scores[known]
+
+    def in_units(self, rows: NDArray[np.int64], units: Units | None) -> FloatArray:
+        """Return the scores of some rows as the model wants them, up to the most that one has.
+
+        The units of a row depend on how many scores it has: rows with as many go together, which
+        all have but for pairs that could not be scored.
+        """
+        counts = self.counts[rows]
+        scores = self.scores[rows, : int(counts.max(initial=0))]
+        if units is None or scores.size == 0:
+            return scores
+        if counts.min() == scores.shape[1]:
+            return units(scores)
+        for count in np.unique(counts[counts > 0]):
+            alike = counts == count
+            scores[alike, :count] = units(scores[alike, :count])
+        return scores
 
     def best(self, k: int) -> tuple[IdArray, FloatArray]:
         """Return ids and scores (n_queries, k) of the best, the smaller id first among equals."""

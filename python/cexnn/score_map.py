@@ -8,6 +8,7 @@ end for another reason, fit it once they are mapped to normal scores.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -66,7 +67,7 @@ class ScoreMap:
             return same
         y = np.asarray(scores, dtype=np.float64)
         slopes, above, below = self._tails(y)
-        mapped = np.interp(y, self.knots, self.values)
+        mapped = np.interp(y, *self._line[:2])
         mapped += np.log1p(slopes[-1] * above) - np.log1p(slopes[0] * below)
         return np.asarray(mapped, dtype=np.float32)
 
@@ -95,9 +96,15 @@ class ScoreMap:
         """Map the stored scores of a matrix."""
         return csr_array((self(scores.data), scores.indices, scores.indptr), shape=scores.shape)
 
+    @cached_property
+    def _line(self) -> tuple[Wide, Wide, Wide]:
+        """Knots, values, and the slopes between them."""
+        knots, values = np.array(self.knots), np.array(self.values)
+        return knots, values, np.diff(values) / np.diff(knots)
+
     def _tails(self, y: Wide) -> tuple[Wide, Wide, Wide]:
         """Slopes between the knots, and how far scores lie above and below all of them."""
-        slopes = np.diff(self.values) / np.diff(self.knots)
+        slopes = self._line[2]
         return slopes, np.maximum(y - self.knots[-1], 0), np.maximum(self.knots[0] - y, 0)
 
 
@@ -125,41 +132,49 @@ def normal_scores(scores: ArrayLike) -> ScoreMap:
     return ScoreMap(tuple(knots.tolist()), tuple(values.tolist()))
 
 
-def standardised(scores: ArrayLike, known: NDArray[np.bool_]) -> FloatArray:
-    """Bring each row's known scores to mean 0 and deviation 1; the others are 0.
+def standardised(scores: ArrayLike) -> FloatArray:
+    """Bring each row's scores to mean 0 and deviation 1.
 
     Parameters
     ----------
-    scores, known : (n, b) float and bool
+    scores : (n, b) float
+        One a row at least.
     """
-    counts = np.maximum(1, known.sum(axis=1, keepdims=True))
-    values = np.where(known, scores, 0).astype(np.float64)
-    values = np.where(known, values - values.sum(axis=1, keepdims=True) / counts, 0)
-    return (values / _root_mean_square(values, counts)).astype(np.float32)
+    values = np.asarray(scores, dtype=np.float64)
+    values = values - _means(values)
+    found: FloatArray = (values / _root_mean_square(values)).astype(np.float32)
+    return found
 
 
-def drawn_in(scores: ArrayLike, known: NDArray[np.bool_]) -> FloatArray:
+def drawn_in(scores: ArrayLike) -> FloatArray:
     """`standardised`, after giants were drawn in: for scores of an unknown scale.
 
     ``asinh((y - median) / deviation)`` is nearly linear in the middle and a logarithm far out; the
     deviation is that of a normal distribution with the same median distance from the median.
     """
-    counts = np.maximum(1, known.sum(axis=1, keepdims=True))
-    values = np.where(known, scores, 0).astype(np.float64)
-    values = np.where(known, values - _medians(values, known), 0)
-    middle = NORMAL_DEVIATION * _medians(np.abs(values), known)
-    middle = np.where(middle > 0, middle, _root_mean_square(values, counts))
-    return standardised(np.arcsinh(values / middle), known)
+    values = np.asarray(scores, dtype=np.float64)
+    values = values - _medians(values)
+    middle = NORMAL_DEVIATION * _medians(np.abs(values))
+    if not middle.all():
+        middle = np.where(middle > 0, middle, _root_mean_square(values))
+    return standardised(np.arcsinh(values / middle))
 
 
-def _root_mean_square(values: Wide, counts: NDArray[np.int64]) -> Wide:
+def _root_mean_square(values: Wide) -> Wide:
     """Of each row, (n, 1); 1 where that is 0."""
-    size = np.sqrt((values**2).sum(axis=1, keepdims=True) / counts)
+    size = np.sqrt(_means(values * values))
     return np.where(size > 0, size, 1.0)
 
 
-def _medians(values: Wide, known: NDArray[np.bool_]) -> Wide:
-    """Upper median of each row's known values, (n, 1); 0 where none is known."""
-    counts = known.sum(axis=1, keepdims=True)
-    ordered = np.sort(np.where(known, values, np.inf), axis=1)
-    return np.where(counts > 0, np.take_along_axis(ordered, counts // 2, axis=1), 0.0)
+def _means(values: Wide) -> Wide:
+    """Of each row, (n, 1); for few numbers a third of the time of ``mean``."""
+    means: Wide = np.add.reduce(values, axis=1, keepdims=True) / values.shape[1]
+    return means
+
+
+def _medians(values: Wide) -> Wide:
+    """Upper median of each row, (n, 1)."""
+    half = values.shape[1] // 2
+    parted = values.copy()
+    parted.partition(half, axis=1)
+    return parted[:, half, None]

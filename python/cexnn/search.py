@@ -43,8 +43,8 @@ class Session:
     first : (n_queries, c) int32, optional
         Items to open with, best first, -1 for none; none that is excluded.
     units : callable, optional
-        From scores (n, b), and which of them are known, to scores as the model wants them, in
-        their order within a row; by default as they are.
+        From scores (n, b), one at least, to scores as the model wants them, in their order within
+        a row; by default as they are.
     n_searchable : int, optional
         Items that the searcher can return; by default all.
     stop_confident : bool
@@ -171,15 +171,17 @@ class Session:
             with np.errstate(over="ignore"):
                 values = values.astype(np.float32)
         told = np.isfinite(values)
-        bad = np.flatnonzero(~(told | np.isnan(values) if allow_missing else told))
-        if bad.size:
-            j = int(bad[0])
-            raise ValueError(
-                f"scores: expected finite numbers, got {values[j]} for query {rows[j]}, "
-                f"item {items[j]}"
-            )
+        all_told = bool(told.all())
+        if not all_told:
+            bad = np.flatnonzero(~(told | np.isnan(values) if allow_missing else told))
+            if bad.size:
+                j = int(bad[0])
+                raise ValueError(
+                    f"scores: expected finite numbers, got {values[j]} for query {rows[j]}, "
+                    f"item {items[j]}"
+                )
         waiting = (rows[:0], items[:0])
-        if len(values) < len(rows) or not told.all():
+        if len(values) < len(rows) or not all_told:
             kept = np.concatenate([~told, np.ones(len(rows) - len(values), dtype=bool)])
             waiting = (rows[kept], items[kept])
             rows, items, values = rows[~kept], items[~kept], values[told]
@@ -283,11 +285,11 @@ class Session:
         means, variances = self._searcher.posterior(
             *told, np.ascontiguousarray(ids[:, :SHORTLIST]), self._state, self._num_threads
         )
-        known = self._known.mask()
-        scores = (
-            self._known.scores if self._units is None else self._units(self._known.scores, known)
-        )
-        found = np.where(known, scores, -np.inf)[self._running]
+        scores = self._known.in_units(self._running, self._units)
+        known = self._known.mask()[self._running]
+        found = np.full(known.shape, -np.inf, dtype=np.float32)
+        found[:, : scores.shape[1]] = scores
+        found[~known] = -np.inf
         going = ~self._confidence.judge(
             self._running,
             ids[:, :SHORTLIST],

@@ -126,8 +126,7 @@ def _units(learned: Learned, *, calibrated: bool) -> Units | None:
         return drawn_in if calibrated else standardised
     if not learned.score_map.knots:
         return None
-    units = learned.score_map if calibrated else learned.score_map.line
-    return lambda scores, known: units(scores)
+    return learned.score_map if calibrated else learned.score_map.line
 
 
 def _priors(
