@@ -31,14 +31,18 @@ def graph(body, *, opset=18):
     return model
 
 
-def outputs(model):
+def outputs(model, shapes=((1, 1), (3, 1), (1, 5), (4, 7))):
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
+    options.log_severity_level = 3  # not that weights are unused
     session = ort.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=["SkipLayerNormFusion"],  # as CrossEncoder has it
     )
     results = []
-    for n, width in ((1, 1), (3, 1), (1, 5), (4, 7)):
+    for n, width in shapes:
         generator = np.random.default_rng(n * width)
         feed = {
             "x": generator.standard_normal((n, width, N_DIMS)).astype(np.float32),
@@ -109,3 +113,37 @@ def test_what_reads_other_tokens_is_left_alone(body):
 
 def test_old_operator_sets_are_left_alone():
     assert keep_first_token(graph("h = MatMul (x, w0)" + FIRST, opset=12)) == 0
+
+
+def quantised(model):
+    """Give the products with weights those of 8 bits; they quantise their left side, too."""
+    initializers = {one.name: one for one in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMul" and node.input[1] in initializers:
+            weights = onnx.numpy_helper.to_array(initializers[node.input[1]])
+            scales = np.abs(weights).max(axis=0) / 127
+            codes = np.full((N_DIMS, 1, 16), 128, dtype=np.uint8)
+            codes[:, 0, :N_DIMS] = np.rint(weights / scales).T + 128
+            names = [f"{node.output[0]}/codes", f"{node.output[0]}/scales"]
+            for name, array in zip(names, (codes, scales[:, None]), strict=True):
+                model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+            inputs, output = [node.input[0], *names], node.output[0]
+            options = {"K": N_DIMS, "N": N_DIMS, "bits": 8, "block_size": 16, "accuracy_level": 4}
+            node.CopyFrom(
+                onnx.helper.make_node(
+                    "MatMulNBits", inputs, [output], domain="com.microsoft", **options
+                )
+            )
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+def test_quantised_products_come_out_to_the_last_bit():
+    shapes = ((2, 1), (3, 2), (1, 6), (4, 7))  # an odd row at the end is computed another way
+    model = quantised(graph(ATTENTION + "z = MatMul (h, w0)" + FIRST.replace("(h,", "(z,")))
+    before = outputs(model, shapes)
+    assert keep_first_token(model) == 2  # of attention's output, and behind it
+    ends = [one for one in model.graph.initializer if one.name.startswith("end/")]
+    assert [onnx.numpy_helper.to_array(one).tolist() for one in ends] == [[2]]
+    for one, other in zip(outputs(model, shapes), before, strict=True):
+        np.testing.assert_array_equal(one, other)

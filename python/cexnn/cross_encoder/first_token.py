@@ -4,30 +4,35 @@ A cross-encoder's head reads the first token of the last hidden states. The othe
 attention outputs and feed-forward layers of the last layer never reach the score; exported models
 compute them all the same. Here the demand is traced back through the graph: an operation whose
 result is only read at position 0 of one axis is given position 0 of its inputs.
+
+With quantised weights (`MatMulNBits`) scores stay the same to the last bit: activations are rounded
+to few bits there, so that the least difference would grow. Attention is left whole for that, and
+two tokens are kept, as those products take rows in pairs and a last one alone otherwise.
 """
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from cexnn.cross_encoder.graph import QUANTISED, Graph, attribute, read_graph
+
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto
+    from onnx import ModelProto, NodeProto
 
 __all__ = ["keep_first_token"]
 
 Axis = int | None  # read at position 0 of this axis; None: read whole
 
 _MIN_OPSET = 13
-_SMALL = 64  # numbers of a constant that may be a shape
 _ELEMENTWISE = [
     *("Add", "Cast", "Div", "Dropout", "Erf", "Exp", "Gelu", "Identity", "IsNaN", "Mul", "Neg"),
     *("Not", "Pow", "Reciprocal", "Relu", "Sigmoid", "Sqrt", "Sub", "Tanh", "Where"),
 ]
+_PRODUCTS = ("MatMul", QUANTISED)
 _SUFFIX = "/first"
 
 
@@ -42,26 +47,21 @@ def keep_first_token(model: ModelProto) -> int:
     Returns
     -------
     int
-        Matrix products with weights that now run on one token a row. 0: nothing was changed.
+        Matrix products with weights that now run on the first token of a row, or on the first two.
+        0: nothing was changed.
     """
     if not _can_be_traced(model):
         return 0
-    graph = _Graph(model.graph, _constants(model.graph), _shapes(model))
+    graph = read_graph(model)
     plan = _trace(graph)
     n_products: int = sum(
-        node.op_type == "MatMul" and node.input[1] in graph.constants
+        node.op_type in _PRODUCTS and node.input[1] in graph.constants
         for j, node in enumerate(model.graph.node)
         if j in plan.narrowed
     )
     if n_products:
         _rewrite(graph, plan)
     return n_products
-
-
-class _Graph(NamedTuple):
-    proto: GraphProto
-    constants: dict[str, Any]  # TensorProto by name
-    shapes: dict[str, list[int | str]]
 
 
 class _Plan(NamedTuple):
@@ -78,46 +78,7 @@ def _can_be_traced(model: ModelProto) -> bool:
     return plain and opsets.get("", opsets.get("ai.onnx", 0)) >= _MIN_OPSET
 
 
-def _constants(graph: GraphProto) -> dict[str, Any]:
-    from onnx import numpy_helper
-
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name == "value":
-            constants[node.output[0]] = node.attribute[0].t
-        elif node.op_type == "Constant" and node.attribute[0].name == "value_ints":
-            ints = np.array(node.attribute[0].ints, dtype=np.int64)
-            constants[node.output[0]] = numpy_helper.from_array(ints)
-    return constants
-
-
-def _shapes(model: ModelProto) -> dict[str, list[int | str]]:
-    """Shapes of the tensors, where the graph tells their rank; names for what is not a number."""
-    from onnx import ModelProto, helper, shape_inference
-
-    bare = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    bare.graph.name = model.graph.name
-    for name in ("node", "input", "output"):
-        getattr(bare.graph, name).extend(getattr(model.graph, name))
-    for tensor in model.graph.initializer:  # weights by their shape alone: they are not copied
-        if math.prod(tensor.dims) <= _SMALL:
-            bare.graph.initializer.append(tensor)
-        else:
-            bare.graph.input.append(
-                helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            )
-    inferred = shape_inference.infer_shapes(bare).graph
-    shapes: dict[str, list[int | str]] = {t.name: list(t.dims) for t in model.graph.initializer}
-    for one in (*inferred.value_info, *inferred.input, *inferred.output):
-        kind = one.type.tensor_type
-        if kind.HasField("shape"):
-            shapes[one.name] = [
-                d.dim_value if d.HasField("dim_value") else d.dim_param for d in kind.shape.dim
-            ]
-    return shapes
-
-
-def _trace(graph: _Graph) -> _Plan:
+def _trace(graph: Graph) -> _Plan:
     """From the outputs back: who needs what of whom."""
     plan = _Plan({}, {}, set())
     demands: defaultdict[str, set[Axis]] = defaultdict(set)
@@ -133,7 +94,8 @@ def _trace(graph: _Graph) -> _Plan:
             takes = _reads_first(graph, node)
         elif len(wanted) == 1 and len(node.output) == 1:
             axis = next(one for one in wanted if one is not None)
-            rule = _RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+            known = node.domain in ("", "ai.onnx") or node.op_type == QUANTISED
+            rule = _RULES.get(node.op_type) if known else None
             takes = rule(graph, node, axis) if rule is not None else None
             if takes is not None:
                 plan.narrowed[j] = axis
@@ -144,14 +106,14 @@ def _trace(graph: _Graph) -> _Plan:
     return plan
 
 
-def _rewrite(graph: _Graph, plan: _Plan) -> None:
+def _rewrite(graph: Graph, plan: _Plan) -> None:
     """Carry the plan out: slices where narrowed operations begin, the same operations after."""
     from onnx import helper, numpy_helper
 
     made: list[NodeProto] = []
     narrow = {name for j in plan.narrowed for name in graph.proto.node[j].output}
     slices: set[str] = set()
-    for name, value in (("start", 0), ("end", 1)):
+    for name, value in (("start", 0), ("end", graph.n_kept)):
         constant = numpy_helper.from_array(np.array([value]), f"{name}{_SUFFIX}")
         graph.proto.initializer.append(constant)
 
@@ -186,7 +148,7 @@ def _rewrite(graph: _Graph, plan: _Plan) -> None:
 # --- what an operation takes of its inputs so that position 0 of an axis comes out ---
 
 
-def _reads_first(graph: _Graph, node: NodeProto) -> list[Axis] | None:
+def _reads_first(graph: Graph, node: NodeProto) -> list[Axis] | None:
     """Gather or Slice of position 0 on the axis of the tokens."""
     from onnx import numpy_helper
 
@@ -197,13 +159,13 @@ def _reads_first(graph: _Graph, node: NodeProto) -> list[Axis] | None:
     if node.op_type not in ("Gather", "Slice") or len(graph.shapes.get(node.input[0], ())) != 3:
         return None
     if node.op_type == "Gather":
-        first = _attribute(node, "axis", 0) == 1 and value(1) == [0]
+        first = attribute(node, "axis", 0) == 1 and value(1) == [0]
     else:
         first = [value(1), value(2), value(3)] == [[0], [1], [1]] and value(4) in (None, [1])
     return [1, *[None] * (len(node.input) - 1)] if first else None
 
 
-def _elementwise(graph: _Graph, node: NodeProto, axis: int) -> list[Axis] | None:
+def _elementwise(graph: Graph, node: NodeProto, axis: int) -> list[Axis] | None:
     rank = len(graph.shapes.get(node.output[0], ()))
     takes: list[Axis] = []
     for name in node.input:
@@ -215,69 +177,66 @@ def _elementwise(graph: _Graph, node: NodeProto, axis: int) -> list[Axis] | None
     return takes if rank else None
 
 
-def _along_last(graph: _Graph, node: NodeProto, axis: int) -> list[Axis] | None:
+def _along_last(graph: Graph, node: NodeProto, axis: int) -> list[Axis] | None:
     """Softmax and LayerNormalization over the last axis, another one than `axis`."""
     last = len(graph.shapes.get(node.input[0], ())) - 1
-    along = _attribute(node, "axis", -1)
+    along = attribute(node, "axis", -1)
     if axis >= last or along not in (-1, last):
         return None
     return [axis, *[None] * (len(node.input) - 1)]
 
 
-def _mean(graph: _Graph, node: NodeProto, axis: int) -> list[Axis] | None:
+def _mean(graph: Graph, node: NodeProto, axis: int) -> list[Axis] | None:
     from onnx import numpy_helper
 
     if len(node.input) > 1:
         tensor = graph.constants.get(node.input[1])
         axes = [] if tensor is None else numpy_helper.to_array(tensor).tolist()
     else:
-        axes = _attribute(node, "axes", [])
+        axes = attribute(node, "axes", [])
     last = len(graph.shapes.get(node.input[0], ())) - 1
-    kept = _attribute(node, "keepdims", 1) == 1
+    kept = attribute(node, "keepdims", 1) == 1
     if axis >= last or list(axes) not in ([-1], [last]) or not kept:
         return None
     return [axis, *[None] * (len(node.input) - 1)]
 
 
-def _product(graph: _Graph, node: NodeProto, axis: int) -> list[Axis] | None:
+def _product(graph: Graph, node: NodeProto, axis: int) -> list[Axis] | None:
     """Rows of a product come from the same rows of its left side."""
     left = len(graph.shapes.get(node.input[0], ()))
     rank = len(graph.shapes.get(node.output[0], ()))
-    return [left - 2, None] if left >= 2 and axis == rank - 2 else None
+    if left < 2 or axis != rank - 2:
+        return None
+    if graph.quantised and node.input[1] not in graph.constants:
+        return None  # attention rounds otherwise for fewer rows, and what quantises it tells that
+    return [left - 2, *[None] * (len(node.input) - 1)]
 
 
-def _transpose(graph: _Graph, node: NodeProto, axis: int) -> list[Axis] | None:
-    order = _attribute(node, "perm", None)
+def _transpose(graph: Graph, node: NodeProto, axis: int) -> list[Axis] | None:
+    order = attribute(node, "perm", None)
     return None if order is None else [int(order[axis])]
 
 
-def _reshape(graph: _Graph, node: NodeProto, axis: int) -> list[Axis] | None:
+def _reshape(graph: Graph, node: NodeProto, axis: int) -> list[Axis] | None:
     return None if axis != 1 or _narrow_shape(graph, node) is None else [1, None]
 
 
-def _narrow_shape(graph: _Graph, node: NodeProto) -> list[int] | None:
-    """(batch, tokens, heads, n) to (batch, tokens, heads * n), or back, of one token."""
+def _narrow_shape(graph: Graph, node: NodeProto) -> list[int] | None:
+    """(batch, tokens, heads, n) to (batch, tokens, heads * n), or back, of however many tokens."""
     before, after = (graph.shapes.get(name, []) for name in (node.input[0], node.output[0]))
     if (len(before), len(after)) == (4, 3):
-        return [0, 1, -1]
+        return [0, 0, -1]
     if (len(before), len(after)) == (3, 4) and isinstance(after[3], int):
-        return [0, 1, -1, after[3]]
+        return [0, 0, -1, after[3]]
     return None
 
 
-def _attribute(node: NodeProto, name: str, default: Any) -> Any:
-    from onnx import helper
-
-    found = [helper.get_attribute_value(one) for one in node.attribute if one.name == name]
-    return found[0] if found else default
-
-
-_RULES: dict[str, Callable[[_Graph, NodeProto, int], list[Axis] | None]] = {
+_RULES: dict[str, Callable[[Graph, NodeProto, int], list[Axis] | None]] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
     "LayerNormalization": _along_last,
     "Softmax": _along_last,
     "ReduceMean": _mean,
-    "MatMul": _product,
+    **dict.fromkeys(_PRODUCTS, _product),
     "Transpose": _transpose,
     "Reshape": _reshape,
 }
