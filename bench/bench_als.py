@@ -6,6 +6,9 @@ queries: cmfrec's order) must have reached the same objective. Setting up is tim
 Where rows have fewer scores than factors, cmfrec's approximation by three steps of conjugate
 gradients stands beside.
 
+`bench_gradient_sweep` is a sweep by three such steps of our own, beside cmfrec's and our exact one;
+`bench_same_objective` the time until they have the objective that ten exact sweeps reach.
+
 `bench_large_sweep` is 2.5 million scores of a million items, 256 factors, on all cores: seconds,
 what it takes of memory beyond factors and scores, and how busy it keeps the cores.
 
@@ -44,7 +47,7 @@ def observations(n_scores):
     return coo_array((values.astype(np.float32), (rows, cols)), shape=(N_QUERIES, N_ITEMS))
 
 
-def by_item(scores):
+def by_item(scores, cg_steps=0):
     """Make a solver whose rows are the items, so that a step solves items, then queries."""
     rows = scores.T.tocsr()
     rows.sort_indices()
@@ -58,6 +61,8 @@ def by_item(scores):
         REGULARIZATION,
         REGULARIZATION,
         1,
+        "cpu",
+        cg_steps,
     )
 
 
@@ -116,6 +121,58 @@ def bench_sweep(versus, n_scores, n_factors):
         rounds=3 if n_factors == 128 else 2,
         warmup_rounds=0,  # the checks have warmed up
     )
+
+
+SHAPES = [(100, 128), (100, 256), (500, 128), (500, 256)]  # scores a query, factors
+
+
+@pytest.mark.parametrize(("n_scores", "n_factors"), SHAPES)
+def bench_gradient_sweep(versus, n_scores, n_factors):
+    cmfrec = pytest.importorskip("cmfrec", reason="needs cmfrec: pip install 'cexnn[bench]'")
+    scores = observations(n_scores)
+    rows, solver = by_item(scores, CG_STEPS)
+    items, queries = cmfrec_fit(cmfrec, scores, n_factors, 1, CG_STEPS)
+    start, theirs = queries.copy(), items.copy()
+    solver.step(items, queries)
+    longest = np.argsort(np.diff(rows.indptr))[-10:]
+    for item in (*longest, *range(10)):
+        part = slice(rows.indptr[item], rows.indptr[item + 1])
+        problem = start[rows.indices[part]], rows.data[part], np.zeros(n_factors), REGULARIZATION
+        row = reference.conjugate_gradients(*problem, theirs[item], CG_STEPS)
+        np.testing.assert_allclose(items[item], row, rtol=0, atol=1e-4)
+    versus(
+        lambda: by_item(scores, CG_STEPS)[1].step(items, queries),
+        {
+            f"cmfrec_cg_{CG_STEPS}_steps": lambda: cmfrec_fit(
+                cmfrec, scores, n_factors, 1, CG_STEPS
+            ),
+            "exact_sweep": lambda: by_item(scores)[1].step(items, queries),
+        },
+        rounds=5,
+    )
+
+
+@pytest.mark.parametrize(("n_scores", "n_factors"), SHAPES)
+def bench_same_objective(versus, tell, n_scores, n_factors):
+    scores = observations(n_scores)
+    noise = np.random.default_rng(0).standard_normal((N_QUERIES, n_factors), dtype=np.float32)
+
+    def sweep(cg_steps, n):
+        solver = by_item(scores, cg_steps)[1]
+        queries = noise / np.float32(n_factors**0.5)
+        items = np.zeros((N_ITEMS, n_factors), dtype=np.float32)
+        for _ in range(n):
+            solver.step(items, queries)
+        return solver, items, queries
+
+    def objective(cg_steps, n):
+        solver, *factors = sweep(cg_steps, n)
+        return solver.objective(*factors)
+
+    target = 1.001 * objective(0, 10)
+    n_sweeps = next(n for n in range(1, 30) if objective(CG_STEPS, n) <= target)
+    tell(sweeps=n_sweeps)
+    versus(lambda: sweep(CG_STEPS, n_sweeps), {"ten_exact_sweeps": lambda: sweep(0, 10)}, rounds=3)
 
 
 def memory(name):

@@ -22,12 +22,19 @@ namespace cexnn {
 // scores gets its prior. `prior` (rows, d) may be null: zero. Rows may come in any order of
 // columns. Results do not depend on num_threads. Where condition numbers are about ten, x is within
 // 2e-6 max(|x|, |x0|) of the exact solution, on every device.
+//
+// With cg_steps > 0, a row of more than 8 (cg_steps + 1) scores, with more factors than that, gets
+// as many steps of conjugate gradients on  (A^T A + lambda I) x = A^T y + lambda x0  instead, from
+// what `out` holds: the objective falls, to no more than that many steps reach. Where that is not
+// finite the row is solved exactly.
+//
 // Throws std::invalid_argument for disagreeing shapes or a column id out of range.
 struct RidgeProblem {
   CsrView scores;                   // (rows, cols)
   MatrixView<const float> factors;  // (cols, d)
   MatrixView<const float> prior;    // (rows, d) or data == nullptr
   double regularization = 0.0;      // lambda
+  int cg_steps = 0;                 // 0: exactly
 };
 
 // Alternating least squares on  sum (y - u.v)^2 + lambda_u sum |u - u0|^2 + lambda_v sum |v - v0|^2
@@ -36,7 +43,8 @@ class AlsSolver {
  public:
   virtual ~AlsSolver() = default;
 
-  // One iteration, in place: all rows given the columns, then all columns given the new rows.
+  // One iteration, in place: all rows given the columns, then all columns given the new rows. With
+  // conjugate gradients row_factors, too, must be finite: where they start.
   virtual void step(MatrixView<float> row_factors, MatrixView<float> col_factors) const = 0;
 
   // The objective above, accumulated in double precision.
@@ -50,6 +58,7 @@ struct AlsProblem {
   MatrixView<const float> col_prior;  // (cols, d) or data == nullptr: zero
   double row_regularization = 0.0;
   double col_regularization = 0.0;
+  int cg_steps = 0;  // 0: rows are solved exactly
 };
 
 namespace cpu {

@@ -1,6 +1,7 @@
 // What ridge and AlsSolver ask of their arguments' shapes, whatever the device.
 #pragma once
 
+#include <cstdint>
 #include <stdexcept>
 
 #include "als.hpp"
@@ -45,6 +46,15 @@ inline const CsrView& checked_ids(const CsrView& scores) {
 // Regularisation is at least this times the largest squared row norm: repeated or collinear items
 // stay solvable.
 constexpr double kRidgeFloor = 1e-6;
+
+// Rows of at most so many equations, min(scores, factors), for each pass that conjugate gradients
+// make over the scores, one more than they have steps, are solved exactly, which takes no longer.
+constexpr std::int64_t kExactEquationsAPass = 8;
+
+inline bool by_conjugate_gradients(int cg_steps, std::int64_t n_scores, std::int64_t n_factors) {
+  const std::int64_t n_equations = n_scores < n_factors ? n_scores : n_factors;
+  return cg_steps > 0 && n_equations > kExactEquationsAPass * (cg_steps + std::int64_t(1));
+}
 
 // A pivot below this share of its diagonal element is noise.
 template <typename Real>

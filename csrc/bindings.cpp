@@ -71,12 +71,14 @@ PyAlsSolver make_als_solver(const Offsets& indptr, const Ids& indices, const Flo
                             std::int64_t n_cols, const std::optional<Floats>& row_prior,
                             const std::optional<Floats>& col_prior, double row_regularization,
                             double col_regularization, int num_threads,
-                            const std::string& device_name) {
+                            const std::string& device_name, int cg_steps) {
   const Device device = device_named(device_name);
   const AlsProblem problem{csr_of(indptr, indices, &values, n_cols, device),
                            matrix_or_none(row_prior, device, "row_prior"),
-                           matrix_or_none(col_prior, device, "col_prior"), row_regularization,
-                           col_regularization};
+                           matrix_or_none(col_prior, device, "col_prior"),
+                           row_regularization,
+                           col_regularization,
+                           cg_steps};
   const py::gil_scoped_release release;
   return {cexnn::make_als_solver(device, problem, num_threads), device};
 }
@@ -88,8 +90,9 @@ void register_als(py::module_& m) {
   py::class_<PyAlsSolver>(m, "AlsSolver")
       .def(py::init(&make_als_solver), "indptr"_a.noconvert(), "indices"_a, "values"_a, "n_cols"_a,
            "row_prior"_a, "col_prior"_a, "row_regularization"_a, "col_regularization"_a,
-           "num_threads"_a, "device"_a = "cpu", py::keep_alive<1, 2>(), py::keep_alive<1, 3>(),
-           py::keep_alive<1, 4>(), py::keep_alive<1, 6>(), py::keep_alive<1, 7>())
+           "num_threads"_a, "device"_a = "cpu", "cg_steps"_a = 0, py::keep_alive<1, 2>(),
+           py::keep_alive<1, 3>(), py::keep_alive<1, 4>(), py::keep_alive<1, 6>(),
+           py::keep_alive<1, 7>())
       .def(
           "step",
           [](const PyAlsSolver& self, Floats row_factors, Floats col_factors) {

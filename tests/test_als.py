@@ -6,7 +6,7 @@ from scipy.sparse import coo_array, csr_array
 
 import cexnn
 from cexnn import reference
-from cexnn.als import _split
+from cexnn.als_regularization import split_scores
 from cexnn.score_csr import check_scores, stored_rows
 
 
@@ -202,7 +202,7 @@ def test_a_matrix_without_queries_leaves_the_items_at_zero():
 def test_regularization_is_judged_by_the_top_quarter_of_held_out_scores():
     rng = np.random.default_rng(0)
     table = rng.normal(size=(30, 200)).astype(np.float32)
-    kept, (rows, items, truth) = _split(check_scores(csr_array(table)), rng)
+    kept, (rows, items, truth) = split_scores(check_scores(csr_array(table)), rng)
     stored = np.zeros(table.shape, dtype=bool)
     stored[stored_rows(kept), kept.indices] = True
     assert stored.mean() == pytest.approx(0.85, abs=0.02)

@@ -21,6 +21,26 @@ def test_ridge_floor_by_hand():
     assert x[0] == pytest.approx(4 / (4 + 4e-6), rel=1e-12)
 
 
+def test_a_step_of_conjugate_gradients_by_hand():
+    # |A x|^2 + |x|^2 from ones: the matrix is diag(2, ..., 2, 5), the residual -2 and, last, -5.
+    A, zeros, ones = np.diag([1.0] * 19 + [2.0]), np.zeros(20), np.ones(20)
+    x = reference.conjugate_gradients(A, zeros, zeros, 1.0, ones, 1)
+    length = (19 * 4 + 25) / (19 * 8 + 125)
+    assert x == pytest.approx([1 - 2 * length] * 19 + [1 - 5 * length])
+    # Two kinds of eigenvalues: the second step is the last.
+    many = np.diag([1.0] * 29 + [2.0])
+    y, x0 = np.arange(30.0), np.linspace(-1, 1, 30)
+    x = reference.conjugate_gradients(many, y, x0, 1.0, np.ones(30), 2)
+    assert x == pytest.approx(reference.ridge(many, y, x0, 1.0))
+
+
+def test_short_rows_take_no_steps():
+    rng = np.random.default_rng(0)
+    A, y, x0 = rng.normal(size=(16, 40)), rng.normal(size=16), np.zeros(40)
+    x = reference.conjugate_gradients(A, y, x0, 1.0, np.full(40, 9.0), 1)
+    assert x.tolist() == reference.ridge(A, y, x0, 1.0).tolist()
+
+
 def test_topk_by_hand():
     assert reference.topk(np.array([1.0, 3.0, 3.0, 2.0]), {1}, 2) == [2, 3]
     assert reference.topk(np.array([3.0, 3.0]), set(), 5) == [0, 1]

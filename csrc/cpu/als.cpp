@@ -54,9 +54,9 @@ class CpuAlsSolver final : public AlsSolver {
   void step(MatrixView<float> row_factors, MatrixView<float> col_factors) const override {
     const MatrixView<const float> rows = as_const(row_factors), cols = as_const(col_factors);
     const RidgeProblem for_rows{problem_.scores, cols, problem_.row_prior,
-                                problem_.row_regularization};
+                                problem_.row_regularization, problem_.cg_steps};
     const RidgeProblem for_cols{transposed_.view(), rows, problem_.col_prior,
-                                problem_.col_regularization};
+                                problem_.col_regularization, problem_.cg_steps};
     check_shapes(for_rows, row_factors);
     check_shapes(for_cols, col_factors);
     solve_rows(for_rows, num_threads_, row_factors);

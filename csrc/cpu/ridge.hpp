@@ -10,6 +10,8 @@
 #include "../als.hpp"
 #include "../als_checks.hpp"
 #include "../views.hpp"
+#include "aligned.hpp"
+#include "conjugate_gradients.hpp"
 #include "kernels.hpp"
 
 namespace cexnn::cpu {
@@ -63,6 +65,7 @@ class RidgeSolver {
         d_(problem.factors.cols),
         width_(padded(d_)),
         stride_(width_ / kRowPadding % 2 == 0 ? width_ + kRowPadding : width_),
+        gradients_(kernels, problem),
         zeros_(static_cast<std::size_t>(width_), 0.0F),
         in_order_(kChunk) {
     std::iota(in_order_.begin(), in_order_.end(), 0);
@@ -79,44 +82,25 @@ class RidgeSolver {
         solve_together({rows.data + begin, end - begin}, out, failed);
       } else {
         const std::int64_t r = rows[end++];
-        const bool dual = size(r) < d_;
-        if (dual ? !solve_dual(r, out.row(r)) : !solve_primal(r, out.row(r))) failed.push_back(r);
+        if (!solve_alone(r, out.row(r))) failed.push_back(r);
       }
       begin = end;
     }
   }
 
  private:
-  // 64 bytes, and so aligned to the widest vector.
-  struct alignas(64) Line {
-    float floats[16];
-  };
-  class Buffer {
-   public:
-    float* data(std::int64_t n) {  // what is new is zero
-      lines_.resize(std::max(lines_.size(), static_cast<std::size_t>((n + 15) / 16)));
-      return lines_.data()->floats;
-    }
-
-   private:
-    std::vector<Line> lines_ = std::vector<Line>(1);
-  };
-
   // Scores gathered at a time in the primal form: they stay in the second cache.
   static constexpr std::int64_t kChunk = 128;
   static constexpr std::int64_t kTile = 4;
 
-  static std::int64_t padded(std::int64_t n, std::int64_t to = kRowPadding) {
-    return (n + to - 1) / to * to;
-  }
-
   std::int64_t size(std::int64_t r) const { return problem_.scores.row_size(r); }
-  bool is_small(std::int64_t r) const { return size(r) <= kFewScores && size(r) < d_; }
-  // Where all rows are zero any positive number will do: the solution is the prior.
-  float lambda(float largest) const {
-    const double floor = largest > 0.0F ? kRidgeFloor * static_cast<double>(largest) : 1.0;
-    return static_cast<float>(std::max(problem_.regularization, floor));
+  bool is_small(std::int64_t r) const {
+    return size(r) <= kFewScores && size(r) < d_ && !by_gradients(r);
   }
+  bool by_gradients(std::int64_t r) const {
+    return by_conjugate_gradients(problem_.cg_steps, size(r), d_);
+  }
+  float lambda(float largest) const { return ridge_lambda(problem_.regularization, largest); }
 
   // Gathers up to n rows for row r, from its score number `first` on; returns the largest squared
   // norm among them. residual_ gets what the prior leaves of the scores.
@@ -140,6 +124,11 @@ class RidgeSolver {
     float* copy = prior_.data(width_);
     std::copy_n(prior(r), d_, copy);
     return copy;
+  }
+
+  bool solve_alone(std::int64_t r, float* out) {
+    if (by_gradients(r)) return gradients_.solve(r, out);
+    return size(r) < d_ ? solve_dual(r, out) : solve_primal(r, out);
   }
 
   void solve_together(VectorView<const std::int64_t> rows, MatrixView<float> out,
@@ -245,16 +234,18 @@ class RidgeSolver {
   std::int64_t d_;
   std::int64_t width_;   // d_ in whole vectors
   std::int64_t stride_;  // an odd number of cache lines: a column does not fall on few sets
+  ConjugateGradients gradients_;
   std::vector<float> zeros_;
   std::vector<std::int32_t> in_order_;  // 0, 1, ...
-  Buffer rows_;                         // factors gathered, (n, width_)
-  Buffer chunk_;                        // factors gathered, (kChunk, stride_)
-  Buffer prior_;                        // (width_,)
-  Buffer residual_;  // what the prior leaves of the scores, and the squared norms of their factors
-  Buffer tiles_;     // systems of a few rows, one after another
-  Buffer systems_;   // the same, a row to a lane; or one system
-  Buffer right_;     // A^T residual
-  Buffer x_;
+  AlignedFloats rows_;                  // factors gathered, (n, width_)
+  AlignedFloats chunk_;                 // factors gathered, (kChunk, stride_)
+  AlignedFloats prior_;                 // (width_,)
+  AlignedFloats
+      residual_;  // what the prior leaves of the scores, and the squared norms of their factors
+  AlignedFloats tiles_;    // systems of a few rows, one after another
+  AlignedFloats systems_;  // the same, a row to a lane; or one system
+  AlignedFloats right_;    // A^T residual
+  AlignedFloats x_;
 };
 
 // The same row in double precision, in the dual form or, with more scores than factors, the primal

@@ -1,5 +1,5 @@
-// The systems of longer rows, built in the workspace: products of gathered rows (dual) or of their
-// columns (primal), and right-hand sides.
+// The matrices of longer rows' systems, built in the workspace: products of gathered rows (dual) or
+// of their columns (primal).
 #pragma once
 
 #include "ridge.cuh"
@@ -120,112 +120,6 @@ __global__ void __launch_bounds__(2 * kTile, 128 / kTile * Tile<kTile / 2>::kBlo
   tile.for_each([&](int m, int n, float& value) {
     if (n < n_cols) to[m * stride + n] = value;
   });
-}
-
-constexpr int kSideWarps = 4;   // a block of add_right_sides
-constexpr int kSideScores = 8;  // a warp at a time
-
-// What the prior leaves of kSideScores scores, rows their factors: in all lanes. `largest` becomes
-// the largest squared norm.
-template <int kVector>
-__device__ void residuals(const float* const (&rows)[kSideScores], const float* prior,
-                          std::int64_t d, int lane, float (&residual)[kSideScores],
-                          float& largest) {
-  float fits[kSideScores], squares[kSideScores];
-#pragma unroll
-  for (int i = 0; i < kSideScores; ++i) fits[i] = squares[i] = 0.0F;
-  for (std::int64_t j = lane * kVector; j < d; j += kWarp * kVector) {
-    float x0[kVector];
-    load_floats<kVector>(prior, j, d, x0);
-#pragma unroll
-    for (int i = 0; i < kSideScores; ++i) {
-      float row[kVector];
-      load_floats<kVector>(rows[i], j, d, row);
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) {
-        fits[i] = fmaf(row[v], x0[v], fits[i]);
-        squares[i] = fmaf(row[v], row[v], squares[i]);
-      }
-    }
-  }
-#pragma unroll
-  for (int i = 0; i < kSideScores; ++i) {
-    const float square = warp_sum(squares[i]);
-    largest = square > largest ? square : largest;
-    if (prior != nullptr) residual[i] -= warp_sum(fits[i]);
-  }
-}
-
-// Of each split of each system: the right-hand side (what the prior leaves of the scores, or A^T
-// times that) and the largest squared norm. A block to a split, eight scores of it to a warp at a
-// time. Reads each of its rows once, in the primal form twice, from L1 the second time; 6 n d
-// flops: bound by memory.
-template <int kVector>
-__global__ void __launch_bounds__(kSideWarps* kWarp)
-    add_right_sides(DeviceRidge problem, const System* systems, const SystemPart* parts,
-                    float* workspace) {
-  const SystemPart part = parts[blockIdx.x];
-  const System system = systems[part.system];
-  const std::int64_t d = problem.d, stride = system_stride(system.size);
-  const bool dual = system.n_scores < d;
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
-  const std::int64_t n_part = dual ? system.n_scores : scores_a_split(system.n_scores);
-  const std::int64_t begin = part.split * n_part;
-  const std::int64_t end = begin + n_part < system.n_scores ? begin + n_part : system.n_scores;
-  const float* prior = problem.prior == nullptr ? nullptr : problem.prior + system.row * d;
-  float* right = workspace + system.offset + part.split * split_floats(stride) + stride * stride;
-
-  float* sums = dynamic_shared<float>();  // (kSideWarps, stride) in the primal form
-  float* mine = sums + warp * stride;
-  for (std::int64_t j = lane; !dual && j < stride; j += kWarp) mine[j] = 0.0F;
-  __syncwarp();
-  float largest = 0.0F;
-  for (std::int64_t e = begin + warp * kSideScores; e < end; e += kSideWarps * kSideScores) {
-    const float* rows[kSideScores];
-    float residual[kSideScores];
-#pragma unroll
-    for (int i = 0; i < kSideScores; ++i) {
-      const bool inside = e + i < end;
-      rows[i] = inside ? problem.factors + problem.indices[system.first + e + i] * d : nullptr;
-      residual[i] = inside ? problem.values[system.first + e + i] : 0.0F;
-    }
-    residuals<kVector>(rows, prior, d, lane, residual, largest);
-    if (dual) {
-#pragma unroll
-      for (int i = 0; i < kSideScores; ++i)
-        if (lane == i && e + i < end) right[e + i] = residual[i];
-      continue;
-    }
-    for (std::int64_t j = lane * kVector; j < d; j += kWarp * kVector) {
-      float sum[kVector];
-      load_floats<kVector>(mine, j, d, sum);
-#pragma unroll
-      for (int i = 0; i < kSideScores; ++i) {
-        float row[kVector];
-        load_floats<kVector>(rows[i], j, d, row);
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) sum[v] = fmaf(residual[i], row[v], sum[v]);
-      }
-      store_floats<kVector>(sum, mine, j, d);
-    }
-  }
-
-  __shared__ float norms[kSideWarps];
-  if (lane == 0) norms[warp] = largest;
-  __syncthreads();
-  for (std::int64_t j = thread; j < stride; j += kSideWarps * kWarp) {
-    if (dual) {
-      if (j >= system.size) right[j] = 0.0F;
-      continue;
-    }
-    float sum = 0.0F;
-    for (int w = 0; w < kSideWarps; ++w) sum += sums[w * stride + j];
-    right[j] = sum;
-  }
-  if (thread == 0) {
-    for (int w = 0; w < kSideWarps; ++w) largest = norms[w] > largest ? norms[w] : largest;
-    right[stride] = largest;
-  }
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "../views.hpp"
 
@@ -292,6 +293,16 @@ template <typename T>
 MatrixView<const T> to_device(MatrixView<const T> view, DeviceBuffer<T>& storage,
                               const Stream& stream) {
   return {to_device(view.data, view.rows * view.cols, storage, stream), view.rows, view.cols};
+}
+
+// The array where the host can read it: itself, or its copy in `storage`.
+template <typename T>
+const T* on_host(const T* data, std::int64_t n, std::vector<T>& storage, const Stream& stream) {
+  if (n == 0 || !on_device(data)) return data;
+  storage.resize(static_cast<std::size_t>(n));
+  copy(data, storage.data(), n, stream);
+  stream.wait();
+  return storage.data();
 }
 
 // Where kernels write what belongs in `out`: there if it lies on the device, else in `storage`,

@@ -105,6 +105,7 @@ class AlsSolver:
         col_regularization: float,
         num_threads: int,
         device: str = "cpu",
+        cg_steps: int = 0,
     ) -> None: ...
     def step(self, row_factors: _Floats | _OnDevice, col_factors: _Floats | _OnDevice) -> None: ...
     def objective(

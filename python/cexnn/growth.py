@@ -10,12 +10,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from cexnn import _core
-from cexnn.als import stored_products
 from cexnn.checks import check_matrix
 from cexnn.embedding_maps import apply_map
 from cexnn.learned import Learned
 from cexnn.prior import shrunken_mean
-from cexnn.score_csr import check_scores, stored_rows
+from cexnn.score_csr import check_scores, stored_products, stored_rows
 
 __all__ = ["with_items", "without_items"]
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cexnn.als import stored_products
+from cexnn.score_csr import stored_products
 
 __all__ = [
     "Calibration",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cexnn.checks import MAX_SIZE
 
-__all__ = ["check_scores", "csr_from_pairs", "stored_rows", "take_rows"]
+__all__ = ["check_scores", "csr_from_pairs", "stored_products", "stored_rows", "take_rows"]
 
 
 def csr_from_pairs(
@@ -49,6 +49,18 @@ def csr_from_pairs(
 def stored_rows(scores: scipy.sparse.csr_array) -> NDArray[np.int32]:
     """Return the query row of each stored score, (nnz,) int32, in the order of ``indices``."""
     return np.repeat(np.arange(scores.shape[0], dtype=np.int32), np.diff(scores.indptr))
+
+
+def stored_products(
+    queries: NDArray[np.float32], items: NDArray[np.float32], scores: scipy.sparse.csr_array
+) -> NDArray[np.float32]:
+    """Dot products of query and item factors at the stored entries of ``scores``, float32."""
+    rows = stored_rows(scores)
+    out = np.empty(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), 1024):  # what the caches hold
+        part = slice(start, start + 1024)
+        out[part] = np.einsum("ij,ij->i", queries[rows[part]], items[scores.indices[part]])
+    return out
 
 
 def take_rows(scores: scipy.sparse.csr_array, picked: NDArray[Any]) -> scipy.sparse.csr_array:

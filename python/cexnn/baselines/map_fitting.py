@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.sparse import csr_array
 
-from cexnn.als import stored_products
-from cexnn.score_csr import stored_rows
+from cexnn.score_csr import stored_products, stored_rows
 
 __all__ = ["Lesson", "fit_map"]
 

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cexnn.als import stored_products
 from cexnn.baselines.sessions import start
 from cexnn.checks import check_float, check_ids, check_int, check_matrix
 from cexnn.drive import run
-from cexnn.score_csr import check_scores
+from cexnn.score_csr import check_scores, stored_products
 from cexnn.scorer import Scorer, check_call
 from cexnn.search import SearchResult
 

@@ -1,0 +1,82 @@
+"""The sweeps of the factorisation, on either device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from cexnn import _core
+from cexnn.progress import ProgressBar
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sweeps:
+    """How a matrix is swept: from where, towards which priors, by what.
+
+    Attributes
+    ----------
+    query_prior, item_prior : (n_queries, n_factors), (n_items, n_factors) float32, or None
+        None is zero. Conjugate gradients start at the query prior.
+    item_start : (n_items, n_factors) float32
+    cg_steps : int
+        0: rows are solved exactly.
+    num_threads : int
+    device : {"cpu", "cuda"}
+    """
+
+    query_prior: FloatArray | None
+    item_prior: FloatArray | None
+    item_start: FloatArray
+    cg_steps: int
+    num_threads: int
+    device: str
+
+    def run(
+        self,
+        scores: csr_array,
+        regularization: tuple[float, float],
+        n_iterations: int,
+        bar: ProgressBar | None = None,
+    ) -> tuple[FloatArray, FloatArray, _core.AlsSolver]:
+        """Return query factors, item factors, and what computes their objective."""
+        solver = _core.AlsSolver(
+            np.asarray(scores.indptr, dtype=np.int64),
+            scores.indices,
+            scores.data,
+            scores.shape[1],
+            self.query_prior,
+            self.item_prior,
+            *regularization,
+            self.num_threads,
+            self.device,
+            self.cg_steps,
+        )
+        items = self.item_start.copy()
+        if self.query_prior is None:
+            queries = np.zeros((scores.shape[0], items.shape[1]), dtype=np.float32)
+        else:
+            queries = self.query_prior.copy()
+        if self.device == "cuda":  # the factors stay there from step to step
+            on_device = _core.DeviceArray(queries), _core.DeviceArray(items)
+            _iterate(solver, *on_device, n_iterations, bar)
+            return on_device[0].numpy(), on_device[1].numpy(), solver
+        _iterate(solver, queries, items, n_iterations, bar)
+        return queries, items, solver
+
+
+def _iterate(
+    solver: _core.AlsSolver,
+    queries: FloatArray | _core.DeviceArray,
+    items: FloatArray | _core.DeviceArray,
+    n_iterations: int,
+    bar: ProgressBar | None,
+) -> None:
+    for _ in range(n_iterations):
+        solver.step(queries, items)
+        if bar is not None:
+            bar.update(1)
