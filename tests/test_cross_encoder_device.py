@@ -367,6 +367,15 @@ def test_a_shape_that_comes_again_is_recorded_once_and_replayed():
         assert (len(session.recorded), session.n_replayed) == (recorded, replayed)
 
 
+def test_rows_that_cannot_tell_a_replay_from_none_are_not_recorded():
+    model, session, *_ = on_device(encoder())
+    bound = model.bind(ITEMS)
+    for item in (3, 4, 5, 6):
+        bound(QUERIES, ROWS[:1], np.int32([item]))
+    assert session.n_plain >= 4
+    assert not session.recorded
+
+
 @pytest.mark.parametrize("fails", ["to record", "to write"])
 def test_a_model_that_cannot_be_recorded_goes_on_plainly(fails, caplog):
     expected = encoder().bind(ITEMS)(QUERIES, ROWS, IDS)
@@ -577,6 +586,21 @@ def test_cuda_finds_no_memory_and_halves(cuda_runtime, monkeypatch):
     monkeypatch.setattr(WatchedMemory, "empty", too_small)
     scores = encoder(device="cuda").bind(ITEMS)(QUERIES, ROWS, IDS)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", [{}, {"types": False}, {"half": True, "flat": True}])
+def test_cuda_in_earnest_scores_as_the_cpu_does(variant, caplog):
+    if not _core.cuda_available() or NAMES[0] not in ort.get_available_providers():
+        pytest.skip("needs a CUDA device, a build with CUDA and onnxruntime-gpu")
+    expected = encoder(model=tiny_model(**variant), device="cpu").bind(ITEMS)(QUERIES, ROWS, IDS)
+    with caplog.at_level(logging.INFO):
+        model = encoder(model=tiny_model(**variant), device="cuda")
+        assert model._model._model.on_device
+        bound = model.bind(ITEMS)
+        for _ in range(4):  # plainly, recorded, replayed twice
+            scores = bound(QUERIES, ROWS, IDS)
+            np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-2)  # products are TF32
+    assert "without CUDA graphs" not in caplog.text
 
 
 @pytest.mark.parametrize(

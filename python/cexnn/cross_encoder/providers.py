@@ -125,7 +125,8 @@ def with_graphs(providers: Sequence[Any]) -> list[Any]:
     """Return what `choose_providers` chose on CUDA, with runs recorded as CUDA graphs.
 
     ONNX Runtime then refuses a model with nodes that have to run elsewhere, those that compute
-    shapes aside. A run is recorded under its ``gpu_graph_id``, -1 standing for none.
+    shapes aside. A run is recorded under its ``gpu_graph_id``, -1 standing for none (before version
+    1.18 it knew no ids, and one recording would answer every run).
     """
     (name, options), *others = providers
     return [(name, {**options, "enable_cuda_graph": "1"}), *others]
