@@ -109,6 +109,14 @@ class KnownScores:
             scores[alike, :count] = units(scores[alike, :count])
         return scores
 
+    def filled(self, rows: NDArray[np.int64], units: Units | None) -> FloatArray:
+        """Return the scores of some rows as the model wants them, filled up with minus infinity."""
+        scores, counts = self.in_units(rows, units), self.counts[rows]
+        found: FloatArray = np.full((len(rows), self.ids.shape[1]), -np.inf, dtype=np.float32)
+        known = np.arange(scores.shape[1]) < counts[:, None]
+        found[:, : scores.shape[1]][known] = scores[known]
+        return found
+
     def best(self, k: int) -> tuple[IdArray, FloatArray]:
         """Return ids and scores (n_queries, k) of the best, the smaller id first among equals."""
         order = np.lexsort((self.ids, -np.where(self.mask(), self.scores, -np.inf)))[:, :k]

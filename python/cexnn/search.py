@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,7 +13,7 @@ from cexnn.confidence import Confidence
 from cexnn.known_scores import KnownScores, SearchResult, Units, blank
 from cexnn.schedule import SHORTLIST, resolve_rounds, round_sizes
 from cexnn.searched import AnySearcher
-from cexnn.trace import RoundTrace, SearchTrace
+from cexnn.trace import SearchTrace
 
 __all__ = ["SearchResult", "Session", "resolve_rounds"]
 
@@ -123,14 +122,10 @@ class Session:
             Query rows, ascending, and item ids. While pairs asked for before have no score yet,
             those again; empty when `done`.
         """
-        if (
-            len(self._pending[0]) == 0
-            and self._stop_confident
-            and self._round > 0
-            and not self.done
-        ):
+        nothing_waits = len(self._pending[0]) == 0
+        if nothing_waits and self._stop_confident and self._round > 0 and not self.done:
             self._plan()  # where the plan of the last `tell` was cut short
-        if len(self._pending[0]) == 0 and not self.done:
+        if nothing_waits and not self.done:
             size = self._sizes[self._round]
             if self._planned is not None:
                 new = self._planned[:, :size]
@@ -139,7 +134,9 @@ class Session:
             stored, columns = np.nonzero(new >= 0)
             pending = (self._running[stored].astype(np.int32), new[stored, columns])
             if self.trace is not None:
-                self._note(self.trace, *pending, (stored, columns))
+                estimates = None if self._estimates is None else self._estimates[stored, columns]
+                self.trace.note(*pending, estimates, self._spent)
+                self._estimates, self._spent = None, (0.0, 0.0)
             self._round, self._planned, self._pending = self._round + 1, None, pending
         rows, items = self._pending
         return rows.copy(), items.copy()
@@ -264,18 +261,6 @@ class Session:
         self._spent = middle - start, time.perf_counter() - middle
         return ids
 
-    def _note(
-        self, trace: SearchTrace, rows: IdArray, items: IdArray, place: tuple[NDArray[Any], ...]
-    ) -> None:
-        """Note a round that begins."""
-        nothing = np.full(len(rows), np.nan, dtype=np.float32)
-        estimates = nothing.copy()
-        if self._estimates is not None:
-            estimates = self._estimates[place]
-        update, top_k = (seconds * 1e3 for seconds in self._spent)
-        trace.rounds.append(RoundTrace(rows, items, estimates, nothing, update, top_k))
-        self._estimates, self._spent = None, (0.0, 0.0)
-
     def _plan(self) -> None:
         """Plan the next round, without the queries that are confident before it."""
         if self._planned is not None or len(self._running) == 0:
@@ -285,18 +270,13 @@ class Session:
         means, variances = self._searcher.posterior(
             *told, np.ascontiguousarray(ids[:, :SHORTLIST]), self._state, self._num_threads
         )
-        scores = self._known.in_units(self._running, self._units)
-        known = self._known.mask()[self._running]
-        found = np.full(known.shape, -np.inf, dtype=np.float32)
-        found[:, : scores.shape[1]] = scores
-        found[~known] = -np.inf
         going = ~self._confidence.judge(
             self._running,
             ids[:, :SHORTLIST],
             means,
             variances,
             self._known.ids[self._running],
-            found,
+            self._known.filled(self._running, self._units),
             self._k,
         )
         if self._estimates is not None:

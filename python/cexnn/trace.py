@@ -65,6 +65,20 @@ class SearchTrace:
     total_ms: float = 0.0
     n_incomplete: int = 0
 
+    def note(
+        self,
+        rows: NDArray[np.int32],
+        items: NDArray[np.int32],
+        estimates: NDArray[np.float32] | None,
+        spent: tuple[float, float],
+    ) -> None:
+        """Note a round that begins, and the seconds that its update and its top k took."""
+        nothing = np.full(len(rows), np.nan, dtype=np.float32)
+        update, top_k = (seconds * 1e3 for seconds in spent)
+        if estimates is None:
+            estimates = nothing.copy()
+        self.rounds.append(RoundTrace(rows, items, estimates, nothing, update, top_k))
+
     @property
     def n_calls(self) -> int:
         """Pairs scored."""
