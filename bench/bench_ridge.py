@@ -2,8 +2,9 @@
 
 Few scores a row (the items of a sparse score matrix) take the dual form, many (its queries) the
 primal one. Flops are counted as in `csrc/cpu/ridge.hpp`, gathering not among them; the yardstick
-is the rate of a large float32 matrix product. Rows of two scores are all gathering: the other
-yardstick is gathering the same factors with NumPy.
+is the rate of a large float32 matrix product. Short rows are gathering more than arithmetic: what
+bounds them shows in the bytes that a row must move, its factors, its prior and the result, against
+the rate at which the priors are read plainly, and in gathering the same factors with NumPy.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ def flops(n, d):
     return fit_and_step + small * (small + 1) * large + small**3 / 3 + 2 * small**2
 
 
+def bytes_moved(n, d):
+    ids_and_values = 8 * n
+    return ids_and_values + 4 * d * (n + 2)
+
+
 @pytest.mark.parametrize(
     ("n_scores", "n_factors", "n_rows"),
     [
@@ -37,7 +43,7 @@ def flops(n, d):
         (2000, 256, 20),
     ],
 )
-def bench_ridge(versus, sgemm, n_scores, n_factors, n_rows):
+def bench_ridge(versus, sgemm, plain_read, n_scores, n_factors, n_rows):
     generator = np.random.default_rng(0)
     factors = generator.standard_normal((N_FACTOR_ROWS, n_factors), dtype=np.float32)
     prior = generator.standard_normal((n_rows, n_factors), dtype=np.float32)
@@ -55,8 +61,13 @@ def bench_ridge(versus, sgemm, n_scores, n_factors, n_rows):
         expected = reference.ridge(factors[ids[row]], values[row], prior[row], REGULARIZATION)
         np.testing.assert_allclose(found[row], expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
-    yardsticks = {"share_of_sgemm_rate": sgemm}
+    work = flops(n_scores, n_factors) * n_rows
+    flops_a_byte = flops(n_scores, n_factors) / bytes_moved(n_scores, n_factors)
+    yardsticks = {
+        "share_of_sgemm_rate": sgemm,
+        "bytes_through_read_rate": (plain_read(prior), prior.nbytes * flops_a_byte),
+    }
     if n_scores <= 8:
         out = np.empty((*ids.shape, n_factors), dtype=np.float32)
         yardsticks["numpy_gather"] = lambda: np.take(factors, ids, axis=0, out=out, mode="clip")
-    versus(run, yardsticks, work=flops(n_scores, n_factors) * n_rows)
+    versus(run, yardsticks, work=work)

@@ -86,6 +86,30 @@ def bench_round(versus, plain_read, items, n_queries):
     versus(fused, yardsticks, setup=at_50, rounds=15 if n_queries == 1 else 7)
 
 
+@pytest.mark.parametrize("n_queries", [1, 32])
+def bench_opening(versus, items, n_queries):
+    """Find the best with the item offsets and without: in one pass over the items, not two."""
+    factors, offsets = items
+    searcher = _core.Searcher(factors, offsets)
+    generator = np.random.default_rng(1)
+    priors = generator.standard_normal((n_queries, N_FACTORS), dtype=np.float32)
+    nowhere = (np.zeros(n_queries + 1, dtype=np.int64), np.empty(0, dtype=np.int32))
+
+    def find(ranking):
+        return searcher.top_items(priors, *nowhere, K, 1, ranking)
+
+    rankings = ("without_offsets", "with_offsets")
+    both = find("both")
+    for answer, ranking in enumerate(rankings):
+        for one, other in zip(both, find(ranking), strict=True):
+            np.testing.assert_array_equal(one[answer::2], other)
+    yardsticks = {
+        "one_ranking_after_the_other": lambda: [find(ranking) for ranking in rankings],
+        "one_ranking_alone": lambda: find("with_offsets"),
+    }
+    versus(lambda: find("both"), yardsticks, rounds=15 if n_queries == 1 else 7)
+
+
 @pytest.mark.parametrize("n_factors", [128, 384, 768])
 def bench_growing_update(versus, n_factors):
     """Ten updates from 50 to 500 scores, against one made at the end, and pseudo-inverses."""

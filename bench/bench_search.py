@@ -13,12 +13,14 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cexnn import Index, _core
+from cexnn.compact import rounded
 
 N_ITEMS, N_FACTORS, BUDGET, K = 100_000, 256, 100, 10
 N_LARGE, N_LARGE_FACTORS = 1_000_000, 128
@@ -81,6 +83,42 @@ def bench_search(versus, tell, problem, rounds):
     )
     n_timed = len(scorer.rounds) - n_before
     tell(scorer_ms_a_round=(scorer.seconds - seconds_before) / n_timed * 1e3)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def bench_search_beside_a_scorer(benchmark, versus, plain_read, tell, problem, dtype, num_threads):
+    """Ten exact rounds read the items ten times: as fast as plain reads, on as many threads."""
+    index, query, table = problem[0].astype(dtype), *problem[1:]
+    scorer = TableScorer(table)
+
+    def search():
+        return index.search(
+            scorer,
+            ["a query"],
+            k=K,
+            budget=BUDGET,
+            rounds=10,
+            query_embeddings=query,
+            num_threads=num_threads,
+        )
+
+    search()
+    scorer.seconds, n_before = 0.0, len(scorer.rounds)
+    scanned = index.item_factors if dtype == "float32" else rounded(index.item_factors, dtype).codes
+    parts = np.array_split(np.ascontiguousarray(scanned).view(np.uint8), num_threads)
+    reads = [plain_read(part.reshape(-1)) for part in parts]
+    with ThreadPoolExecutor(num_threads) as threads:
+
+        def ten_plain_reads():
+            for _ in range(10):
+                list(threads.map(lambda read: read(), reads))
+
+        versus(search, {"ten_plain_reads": ten_plain_reads}, rounds=15)
+    if benchmark.stats is not None:
+        scorer_seconds = scorer.seconds / (len(scorer.rounds) - n_before) * 10
+        ours = benchmark.stats.stats.median - scorer_seconds
+        tell(share_at_1_ms_a_pair=ours / (ours + 1e-3 * BUDGET))
 
 
 def bench_python_a_round(benchmark, tell):
