@@ -1,11 +1,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from cexnn import _core, device
+from cexnn import Index, _core, device
+from cexnn.searched import ItemsAsTheyAre
 
 
 def test_names():
@@ -50,6 +52,22 @@ def test_cuda_that_is_not_there_is_refused():
             call()
     with pytest.raises(RuntimeError, match=r"no CUDA kernels|no CUDA device"):
         _core.cuda_free_memory()
+
+
+def test_an_index_on_cuda_keeps_its_items_there_once_whatever_their_offsets():
+    if not _core.cuda_available():
+        pytest.skip("no CUDA device, or a build without CUDA")
+    rng = np.random.default_rng(0)
+    factors = rng.standard_normal((20_000, 256), dtype=np.float32)
+    learned = replace(
+        Index.build(item_embeddings=factors)._items.learned,
+        item_offsets=rng.standard_normal(len(factors), dtype=np.float32),
+    )
+    before = _core.cuda_free_memory()
+    items = ItemsAsTheyAre(learned, "cuda")
+    taken = before - _core.cuda_free_memory()
+    assert items.searched().has_offsets
+    assert factors.nbytes <= taken < 1.5 * factors.nbytes
 
 
 def test_threads_honour_the_affinity():
