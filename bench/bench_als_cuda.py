@@ -5,6 +5,8 @@ torch, rows gathered, multiplied by bmm in single precision and solved by its ba
 whichever form costs less. The other yardsticks are torch's large matrix products, in single
 precision and in TF32, on the flops that the sweep's formulas ask for (`sweep_flops`). Both sides'
 factors and scores are on the device before the clock starts. Needs a CUDA device and torch.
+
+`bench_cuda_gradient_sweep` is a sweep by three steps of conjugate gradients, beside our exact one.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import pytest
 from cexnn import _core, reference
 
 N_QUERIES, N_ITEMS, N_SCORES, REGULARIZATION = 10_000, 1_000_000, 1_000, 5.0
+CG_STEPS = 3
 PAPER_RATE = 17e3  # observations a second that the paper's transductive factorisation trained on
 GATHERED = 1 << 28  # floats at a time, in torch
 
@@ -143,3 +146,31 @@ def bench_cuda_sweep(versus, tell, benchmark, n_factors):
     if benchmark.stats is not None:
         rate = len(scores[1]) / benchmark.stats.stats.median
         tell(observations_a_second=rate, through_the_papers=rate / PAPER_RATE)
+
+
+@pytest.mark.parametrize("n_factors", [64, 256])
+def bench_cuda_gradient_sweep(versus, n_factors):
+    if not _core.cuda_available():
+        pytest.skip("needs a CUDA device and cexnn built for it")
+    scores = csr_of(N_QUERIES, N_ITEMS, N_SCORES)
+    generator = np.random.default_rng(1)
+    start = generator.standard_normal((N_ITEMS, n_factors), dtype=np.float32)
+    start /= np.float32(n_factors**0.5)
+    options = N_ITEMS, None, None, REGULARIZATION, REGULARIZATION, 1, "cuda"
+    exact, gradients = (_core.AlsSolver(*scores, *options, steps) for steps in (0, CG_STEPS))
+    queries = _core.DeviceArray(np.zeros((N_QUERIES, n_factors), dtype=np.float32))
+    items = _core.DeviceArray(start)
+    gradients.step(queries, items)
+    found = queries.numpy()
+    indptr, indices, values = scores
+    zero = np.zeros(n_factors)
+    for row in range(0, N_QUERIES, 1000):
+        part = slice(indptr[row], indptr[row + 1])
+        problem = start[indices[part]], values[part], zero, REGULARIZATION
+        expected = reference.conjugate_gradients(*problem, zero, CG_STEPS)
+        np.testing.assert_allclose(found[row], expected, rtol=0, atol=1e-4)
+    versus(
+        lambda: gradients.step(queries, items),
+        {"exact_sweep": lambda: exact.step(queries, items)},
+        rounds=5,
+    )

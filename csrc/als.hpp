@@ -43,6 +43,10 @@ class AlsSolver {
  public:
   virtual ~AlsSolver() = default;
 
+  // Whether step and objective take factors in the host's memory alone: on the CPU, and on the CUDA
+  // device where both sides of so many factors do not fit beside the scores. What it says stays.
+  virtual bool in_host_memory(std::int64_t n_factors) const = 0;
+
   // One iteration, in place: all rows given the columns, then all columns given the new rows. With
   // conjugate gradients row_factors, too, must be finite: where they start.
   virtual void step(MatrixView<float> row_factors, MatrixView<float> col_factors) const = 0;
@@ -67,7 +71,9 @@ std::unique_ptr<AlsSolver> make_als_solver(const AlsProblem& problem, int num_th
 }  // namespace cpu
 
 // The same on the CUDA device. Arrays lie in the host's memory or, `scores.indptr` apart, on the
-// device; those on the device are used where they are.
+// device; those on the device are used where they are. What of an AlsSolver does not fit there is
+// streamed: each row gets the same, but that one whose scores' factors do not fit alone, more of
+// them than factors, is solved exactly in any case.
 namespace cuda {
 void ridge(const RidgeProblem& problem, MatrixView<float> out);
 std::unique_ptr<AlsSolver> make_als_solver(const AlsProblem& problem);

@@ -94,6 +94,12 @@ void register_als(py::module_& m) {
            py::keep_alive<1, 3>(), py::keep_alive<1, 4>(), py::keep_alive<1, 6>(),
            py::keep_alive<1, 7>())
       .def(
+          "in_host_memory",
+          [](const PyAlsSolver& self, std::int64_t n_factors) {
+            return self.solver->in_host_memory(n_factors);
+          },
+          "n_factors"_a, py::call_guard<py::gil_scoped_release>())
+      .def(
           "step",
           [](const PyAlsSolver& self, Floats row_factors, Floats col_factors) {
             const MatrixView<float> rows = row_factors.writable(self.device, "row_factors");

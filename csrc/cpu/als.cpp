@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../als_checks.hpp"
+#include "../squared_distance.hpp"
 #include "../transposed.hpp"
 #include "parallel.hpp"
 #include "ridge.hpp"
@@ -51,6 +52,8 @@ class CpuAlsSolver final : public AlsSolver {
   CpuAlsSolver(const AlsProblem& problem, int num_threads)
       : problem_(problem), num_threads_(num_threads), transposed_(checked_ids(problem.scores)) {}
 
+  bool in_host_memory(std::int64_t) const override { return true; }
+
   void step(MatrixView<float> row_factors, MatrixView<float> col_factors) const override {
     const MatrixView<const float> rows = as_const(row_factors), cols = as_const(col_factors);
     const RidgeProblem for_rows{problem_.scores, cols, problem_.row_prior,
@@ -77,23 +80,14 @@ class CpuAlsSolver final : public AlsSolver {
         parts[static_cast<std::size_t>(r)] += error * error;
       }
     });
-    double total = problem_.row_regularization * distance(row_factors, problem_.row_prior) +
-                   problem_.col_regularization * distance(col_factors, problem_.col_prior);
+    double total = problem_.row_regularization * squared_distance(row_factors, problem_.row_prior) +
+                   problem_.col_regularization * squared_distance(col_factors, problem_.col_prior);
     for (const double part : parts) total += part;
     return total;
   }
 
  private:
   static MatrixView<const float> as_const(MatrixView<float> m) { return {m.data, m.rows, m.cols}; }
-
-  static double distance(MatrixView<const float> factors, MatrixView<const float> prior) {
-    double total = 0.0;
-    for (std::int64_t i = 0; i < factors.rows * factors.cols; ++i) {
-      const double gap = factors.data[i] - (prior.data == nullptr ? 0.0 : double(prior.data[i]));
-      total += gap * gap;
-    }
-    return total;
-  }
 
   AlsProblem problem_;
   int num_threads_;

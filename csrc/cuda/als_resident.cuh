@@ -120,6 +120,32 @@ struct Side {
         plan(std::move(planned), stream) {}
 };
 
+// What ResidentAls takes of the device for d factors, those of the caller's that lie on the host
+// included.
+std::int64_t resident_bytes(const AlsProblem& problem, std::int64_t d, const RidgePlan& rows,
+                            const RidgePlan& cols) {
+  const std::int64_t n_rows = problem.scores.rows, n_cols = problem.scores.cols;
+  const std::int64_t n = problem.scores.indptr[n_rows];
+  const auto add = [](std::int64_t& bytes, std::int64_t count, std::size_t size) {
+    bytes += count * static_cast<std::int64_t>(size);
+  };
+  std::int64_t bytes = 0;
+  for (const RidgePlan* plan : {&rows, &cols})
+    plan->place([&](const auto* data, std::int64_t size) {
+      add(bytes, size, sizeof(*data));
+      return data;
+    });
+  add(bytes, n_rows + n_cols + 2, sizeof(std::int64_t));
+  const std::int64_t n_ids = on_device(problem.scores.indices) ? n : 2 * n;
+  add(bytes, n_ids + (on_device(problem.scores.values) ? n : 2 * n), sizeof(float));
+  for (const MatrixView<const float> prior : {problem.row_prior, problem.col_prior})
+    if (!on_device(prior.data)) add(bytes, prior.rows * prior.cols, sizeof(float));
+  add(bytes, (n_rows + n_cols) * d, sizeof(float));
+  add(bytes, std::max(rows.workspace(), cols.workspace()), sizeof(float));
+  add(bytes, std::max(n_rows, n_cols) + 1, sizeof(std::int32_t));  // rows that are solved again
+  return bytes;
+}
+
 // For one number of factors. `stream` outlives it.
 class ResidentAls {
  public:

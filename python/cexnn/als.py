@@ -92,7 +92,7 @@ def factorize(
     seed : int
         For the random start and the held-out scores.
     device : {"auto", "cpu", "cuda"}
-        Where to compute.
+        Where to compute. What does not fit on the CUDA device is streamed through it.
     num_threads : int, optional
         By default the CPUs this process may use. Does not change the result.
     progress : bool

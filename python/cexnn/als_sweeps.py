@@ -61,12 +61,12 @@ class Sweeps:
             queries = np.zeros((scores.shape[0], items.shape[1]), dtype=np.float32)
         else:
             queries = self.query_prior.copy()
-        if self.device == "cuda":  # the factors stay there from step to step
-            on_device = _core.DeviceArray(queries), _core.DeviceArray(items)
-            _iterate(solver, *on_device, n_iterations, bar)
-            return on_device[0].numpy(), on_device[1].numpy(), solver
-        _iterate(solver, queries, items, n_iterations, bar)
-        return queries, items, solver
+        if solver.in_host_memory(items.shape[1]):
+            _iterate(solver, queries, items, n_iterations, bar)
+            return queries, items, solver
+        on_device = _core.DeviceArray(queries), _core.DeviceArray(items)  # from step to step
+        _iterate(solver, *on_device, n_iterations, bar)
+        return on_device[0].numpy(), on_device[1].numpy(), solver
 
 
 def _iterate(
