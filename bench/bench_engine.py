@@ -7,7 +7,8 @@ The searches are 100 calls in 5 rounds over the real items, with the real 8-bit 
 of one round and the same calls, through the same engine at the same time: what the rounds cost.
 Answers are held against each other first (8-bit scores may differ a little by their batch, so
 that some pairs asked for do, too). On a machine with other work the seconds of CPU that each took
-say more than the time. CEXNN_BENCH_SEARCHES sets how many searches, 64 by default;
+say more than the time. What a pair costs by the size of its batch, on one thread, bounds what
+common batches can save. CEXNN_BENCH_SEARCHES sets how many searches, 64 by default;
 CEXNN_BENCH_MODEL takes a folder with another model.onnx, in single precision say.
 """
 
@@ -43,13 +44,17 @@ class Searches:
         embeddings = np.load(folder / "de.npz")
         self.embeddings = embeddings["queries"]
         self.index = Index.build(item_embeddings=embeddings["items"])
+        self.folder, self.items = folder, items
+        self.bound = self.encoder().bind(items)
+
+    def encoder(self, **options):
+        """Load the cross-encoder."""
         model = os.environ.get("CEXNN_BENCH_MODEL")
-        options = {"max_length": MAX_LENGTH}
+        options["max_length"] = MAX_LENGTH
         if model:
-            encoder = CrossEncoder.from_pretrained(model, **options)
-        else:
-            encoder = CrossEncoder(folder / "ce.onnx", folder / "tokenizer.json", **options)
-        self.bound = encoder.bind(items)
+            return CrossEncoder.from_pretrained(model, **options)
+        files = self.folder / "ce.onnx", self.folder / "tokenizer.json"
+        return CrossEncoder(*files, **options)
 
     def options(self, q, rounds=ROUNDS):
         """Return the arguments of the search for query ``q``."""
@@ -121,6 +126,33 @@ def bench_searches_at_once(versus, tell, searches):
             for name in ("one_after_another", "reranking")
         },
         pairs_a_batch=(after.n_pairs - before.n_pairs) / (after.n_batches - before.n_batches),
+    )
+
+
+def bench_a_pair_by_its_batch(benchmark, tell, searches):
+    """CPU time of a pair in batches of 10 through that in batches of 1 to 64, on one thread.
+
+    A search alone has batches of some 10 pairs on each of two threads: where larger ones are no
+    cheaper, others' pairs in the same batch save it nothing.
+    """
+    scorer = searches.encoder(num_threads=1, batch_tokens=64 * MAX_LENGTH).bind(searches.items)
+    rows, items = np.divmod(np.arange(320, dtype=np.int32), 64)
+    sizes = (1, 2, 4, 7, 10, 16, 32, 64)
+    taken = {size: [] for size in sizes}
+
+    def all_sizes():
+        for size in sizes:
+            start = time.thread_time()
+            for first in range(0, len(rows) - size + 1, size):
+                part = slice(first, first + size)
+                scorer(searches.queries, rows[part], items[part])
+            taken[size].append((time.thread_time() - start) / (len(rows) // size * size))
+
+    benchmark.pedantic(all_sizes, rounds=5, warmup_rounds=1)
+    seconds = {size: float(np.median(some)) for size, some in taken.items()}
+    tell(
+        cpu_ms_a_pair=1e3 * seconds[10],
+        **{f"through_that_in_batches_of_{size}": seconds[10] / seconds[size] for size in sizes},
     )
 
 
