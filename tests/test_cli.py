@@ -360,8 +360,12 @@ def test_control_c_ends_a_build_in_one_line(files, tmp_path):
     output = tmp_path / "index"
     many = tmp_path / "many.txt"
     many.write_text("".join(f"how do I {n} {q}?\n" for n in range(40) for q in TEXTS))
+    run = (  # as at a terminal, wherever the tests run
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from cexnn.cli import main; main()"
+    )
     command = [
-        sys.executable, "-c", "from cexnn.cli import main; main()", "build",
+        sys.executable, "-c", run, "build",
         files / "items.tsv", "--model", MODEL, "--queries", many, "-o", output, *BUILD_OPTIONS,
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
