@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "copies.hpp"
+
 // switch_stack(&save, load): pushes what a call must preserve, leaves the stack at *save, goes on
 // with the one at load.
 extern "C" void cuda_emulation_switch(void** save, void* load);
@@ -81,14 +83,7 @@ constexpr unsigned kLanes = 32;
 constexpr std::size_t kStackBytes = 128 * 1024;
 constexpr std::uint64_t kCanary = 0x5afe5afe5afe5afe;
 
-enum class State { ready, at_block_barrier, at_warp_barrier, ended };
-
-struct Copy {
-  void* to;
-  unsigned char bytes[16];
-  unsigned n_bytes;
-  unsigned group;
-};
+enum class State { ready, at_block_barrier, at_warp_barrier, asleep, ended };
 
 struct Fiber {
   void* stack_pointer = nullptr;
@@ -96,8 +91,7 @@ struct Fiber {
   std::uint32_t mask = 0;           // of the warp barrier that it waits at
   const char* operation = nullptr;  // there
   Exchange* exchange = nullptr;     // there
-  std::vector<Copy> copies;         // that have not arrived
-  unsigned n_groups = 0;            // of copies, so far
+  const void* asleep_at = nullptr;
 };
 
 struct Warp {
@@ -136,6 +130,8 @@ char* stacks() {
 // Goes on with another thread that can, or with run_block where there is none.
 void go_on() {
   void** mine = &block.fibers[block.current].stack_pointer;
+  while (block.ready.empty() && block.n_ended < block.n_threads && finish_a_copy(*block.random)) {
+  }
   if (block.ready.empty()) {
     cuda_emulation_switch(mine, block.caller);
     return;
@@ -184,7 +180,7 @@ void start(unsigned thread) {
 }
 
 std::string where_they_are() {
-  unsigned counts[4] = {};
+  unsigned counts[5] = {};
   const char* operation = nullptr;
   for (unsigned t = 0; t < block.n_threads; ++t) {
     ++counts[static_cast<int>(block.fibers[t].state)];
@@ -194,7 +190,8 @@ std::string where_they_are() {
                      std::to_string(counts[1]) + " wait at __syncthreads, " +
                      std::to_string(counts[2]) + " at a warp's barrier";
   if (operation != nullptr) text += std::string(" (") + operation + ")";
-  return text + ", " + std::to_string(counts[3]) + " have ended";
+  if (counts[3] > 0) text += ", " + std::to_string(counts[3]) + " for a phase of a barrier";
+  return text + ", " + std::to_string(counts[4]) + " have ended";
 }
 
 bool all_here(const Warp& warp, unsigned first, std::uint32_t mask, const char* operation) {
@@ -226,6 +223,7 @@ void run_block(const dim3& shape, std::uint64_t& random, const std::function<voi
   block.body = &body;
   block.error.clear();
   block.ready.clear();
+  begin_copies(n_threads);
   for (Warp& warp : block.warps) warp.waiting = 0;
   unsigned t = 0;
   for (unsigned z = 0; z < shape.z; ++z)
@@ -242,6 +240,8 @@ void run_block(const dim3& shape, std::uint64_t& random, const std::function<voi
     if (std::memcmp(stacks() + t * kStackBytes, &kCanary, sizeof kCanary) != 0)
       block.error = "a thread's stack overflowed";
   if (block.error.empty() && block.n_ended != n_threads) block.error = where_they_are();
+  if (block.error.empty() && copies_are_left())
+    block.error = "a block ended before its bulk copies";
   if (!block.error.empty()) throw std::runtime_error(block.error);
 }
 
@@ -285,23 +285,17 @@ void sync_warp(std::uint32_t mask, const char* operation, Exchange& exchange) {
   go_on();
 }
 
-void copy_later(void* to, const void* from, unsigned bytes) {
+void sleep_at(const void* address) {
   Fiber& mine = block.fibers[block.current];
-  Copy copy{to, {}, bytes, mine.n_groups};
-  if (bytes > sizeof copy.bytes) fail("an asynchronous copy of more than 16 bytes");
-  std::memcpy(copy.bytes, from, bytes);
-  mine.copies.push_back(copy);
+  mine.state = State::asleep;
+  mine.asleep_at = address;
+  go_on();
 }
 
-void commit_copies() { ++block.fibers[block.current].n_groups; }
-
-void wait_copies(unsigned n_pending) {
-  Fiber& mine = block.fibers[block.current];
-  std::size_t n = 0;
-  while (n < mine.copies.size() && mine.copies[n].group + n_pending < mine.n_groups) ++n;
-  for (std::size_t i = 0; i < n; ++i)
-    std::memcpy(mine.copies[i].to, mine.copies[i].bytes, mine.copies[i].n_bytes);
-  mine.copies.erase(mine.copies.begin(), mine.copies.begin() + static_cast<std::ptrdiff_t>(n));
+void wake(const void* address) {
+  for (unsigned t = 0; t < block.n_threads; ++t)
+    if (block.fibers[t].state == State::asleep && block.fibers[t].asleep_at == address)
+      make_ready(t);
 }
 
 void fail(const char* message) {

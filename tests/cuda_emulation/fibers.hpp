@@ -30,12 +30,9 @@ struct Exchange {
 // Until all lanes of the mask, this one among them, are here with the same mask and operation.
 void sync_warp(std::uint32_t mask, const char* operation, Exchange& exchange);
 
-// Up to 16 bytes that arrive when this thread waits for their group, or never.
-void copy_later(void* to, const void* from, unsigned bytes);
-// Ends a group of this thread's copies.
-void commit_copies();
-// Until all of this thread's groups but the last n_pending have arrived.
-void wait_copies(unsigned n_pending);
+// Until another thread wakes those that sleep at the address.
+void sleep_at(const void* address);
+void wake(const void* address);
 
 // Ends the kernel with std::runtime_error(message).
 [[noreturn]] void fail(const char* message);

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "copies.hpp"
+
 namespace cexnn::cuda {
 
 template <typename T>
@@ -34,6 +36,25 @@ inline void commit_copies() { cuda_emulation::commit_copies(); }
 template <int kPending>
 void wait_copies() {
   cuda_emulation::wait_copies(kPending);
+}
+
+// -- bulk copies ------------------------------------------------------------------------------
+
+using CopyBarrier = std::uint64_t;
+
+inline void start_barrier(CopyBarrier* barrier, int n_arrivals) {
+  cuda_emulation::start_barrier(barrier, n_arrivals);
+}
+inline void show_barriers() {}
+inline void arrive(CopyBarrier* barrier) { cuda_emulation::arrive(barrier, 0); }
+inline void arrive_expecting(CopyBarrier* barrier, std::uint32_t bytes) {
+  cuda_emulation::arrive(barrier, bytes);
+}
+inline void wait_for_phase(CopyBarrier* barrier, int parity) {
+  cuda_emulation::wait_for_phase(barrier, parity);
+}
+inline void copy_bulk(void* shared, const void* from, std::uint32_t bytes, CopyBarrier* barrier) {
+  cuda_emulation::copy_bulk(shared, from, bytes, barrier);
 }
 
 // -- numbers ----------------------------------------------------------------------------------

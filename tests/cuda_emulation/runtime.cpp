@@ -43,6 +43,10 @@ const char* cudaGetErrorString(cudaError_t status) {
       return last_message.c_str();
     case cudaErrorStreamCaptureUnsupported:
       return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureWrongThread:
+      return "attempt to terminate a thread-local capture sequence from another thread";
   }
   return "unrecognized error code";
 }
@@ -89,7 +93,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) {
 cudaError_t cudaMalloc(void** data, std::size_t bytes) {
   const Lock lock(device_mutex);
   if (current_device() != 0) return cudaErrorInvalidResourceHandle;
-  if (recording_forbids()) return cudaErrorStreamCaptureUnsupported;
+  if (const cudaError_t status = forbid_while_capturing(); status != cudaSuccess) return status;
   *data = memory().allocate(bytes);
   return *data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
@@ -97,7 +101,7 @@ cudaError_t cudaMalloc(void** data, std::size_t bytes) {
 cudaError_t cudaFree(void* data) {
   const Lock lock(device_mutex);
   if (data == nullptr) return cudaSuccess;
-  if (recording_forbids()) return cudaErrorStreamCaptureUnsupported;
+  if (const cudaError_t status = forbid_while_capturing(); status != cudaSuccess) return status;
   const cudaError_t status = drain_all();  // what is under way may use it
   if (!memory().release(data)) {
     std::fputs("cuda emulation: cudaFree of what cudaMalloc did not return\n", stderr);
@@ -108,7 +112,7 @@ cudaError_t cudaFree(void* data) {
 
 cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
   const Lock lock(device_mutex);
-  if (recording_forbids()) return cudaErrorStreamCaptureUnsupported;
+  if (const cudaError_t status = forbid_while_capturing(); status != cudaSuccess) return status;
   *data = std::malloc(std::max<std::size_t>(bytes, 1));
   if (*data == nullptr) return cudaErrorMemoryAllocation;
   std::memset(*data, 0xff, bytes);
@@ -119,6 +123,7 @@ cudaError_t cudaMallocHost(void** data, std::size_t bytes) {
 cudaError_t cudaFreeHost(void* data) {
   const Lock lock(device_mutex);
   if (data == nullptr) return cudaSuccess;
+  if (const cudaError_t status = forbid_while_capturing(); status != cudaSuccess) return status;
   const cudaError_t status = drain_all();
   pinned.erase(static_cast<const char*>(data));
   std::free(data);
@@ -150,6 +155,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
   const Lock lock(device_mutex);
   for (const void* end : {static_cast<const void*>(to), from})
     if (memory().in_arena(end) && memory().bytes_from(end) < bytes) return cudaErrorInvalidValue;
+  if (!is_capturing(stream)) ++counts.copies;
   const bool pageable = !memory().in_arena(from) && !is_pinned(from);
   if (!pageable || is_capturing(stream)) return put(stream, [=] { std::memcpy(to, from, bytes); });
   const auto* begin = static_cast<const char*>(from);  // read before the call returns
@@ -161,6 +167,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
 // Waits only for what goes to the host, as little as CUDA promises.
 cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
   const Lock lock(device_mutex);
+  if (const cudaError_t status = forbid_while_capturing(); status != cudaSuccess) return status;
   const cudaError_t status = cudaMemcpyAsync(to, from, bytes, kind, nullptr);
   if (memory().in_arena(to)) return status;
   return status == cudaSuccess ? cudaStreamSynchronize(nullptr) : status;
@@ -169,5 +176,6 @@ cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpy
 cudaError_t cudaMemsetAsync(void* to, int byte, std::size_t bytes, cudaStream_t stream) {
   const Lock lock(device_mutex);
   if (memory().bytes_from(to) < bytes) return cudaErrorInvalidValue;
+  if (!is_capturing(stream)) ++counts.copies;
   return put(stream, [=] { std::memset(to, byte, bytes); });
 }

@@ -4,14 +4,7 @@
 
 #include <chrono>
 #include <cstdlib>
-#include <deque>
-#include <map>
-#include <memory>
-#include <set>
 #include <stdexcept>
-#include <thread>
-#include <utility>
-#include <vector>
 
 #include "grid.hpp"
 #include "memory.hpp"
@@ -20,22 +13,17 @@ namespace cuda_emulation {
 
 std::recursive_mutex device_mutex;
 std::string last_message;
-
-struct Graph {
-  std::vector<Work> work;
-};
-
-struct Stream {
-  std::deque<Work> queue;
-  std::unique_ptr<Graph> captured;  // being recorded
-  std::thread::id recorder;         // by this thread
-  cudaStreamCaptureMode mode = cudaStreamCaptureModeGlobal;
-};
+Counts counts;
 
 struct Event {
   Stream* stream = nullptr;  // on which it waits to happen
   std::chrono::steady_clock::time_point when;
 };
+
+std::set<Stream*>& streams() {
+  static auto* const all = new std::set<Stream*>;
+  return *all;
+}
 
 namespace {
 
@@ -57,16 +45,9 @@ std::string readable(const char* type) {
   return name;
 }
 
-std::set<Stream*>& streams() {
-  static auto* const all = new std::set<Stream*>;
-  return *all;
-}
-
-thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
-
 // Does what the stream holds, until `enough`.
 cudaError_t drain(Stream& stream, const std::function<bool()>& enough = [] { return false; }) {
-  if (stream.captured) return cudaErrorStreamCaptureUnsupported;
+  if (const cudaError_t status = forbid_in_capture(stream); status != cudaSuccess) return status;
   if (stream.queue.empty()) return cudaSuccess;
   const Open open;
   while (!stream.queue.empty() && !enough()) {
@@ -83,6 +64,8 @@ cudaError_t drain(Stream& stream, const std::function<bool()>& enough = [] { ret
   return cudaSuccess;
 }
 
+}  // namespace
+
 Stream& stream_of(cudaStream_t stream) {
   static Stream* const standard = [] {
     auto* made = new Stream;
@@ -90,20 +73,6 @@ Stream& stream_of(cudaStream_t stream) {
     return made;
   }();
   return stream == nullptr ? *standard : *stream;
-}
-
-}  // namespace
-
-bool is_capturing(cudaStream_t stream) { return stream_of(stream).captured != nullptr; }
-
-bool recording_forbids() {
-  for (const Stream* stream : streams()) {
-    if (!stream->captured) continue;
-    if (stream->recorder == std::this_thread::get_id()) return true;
-    if (stream->mode == cudaStreamCaptureModeGlobal && thread_mode == cudaStreamCaptureModeGlobal)
-      return true;
-  }
-  return false;
 }
 
 cudaError_t put(cudaStream_t stream, Work work) {
@@ -136,6 +105,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const c
   if (current_device() != 0) return cudaErrorInvalidResourceHandle;
   if (config.dynamicSmemBytes > static_cast<std::size_t>(allowed_to(kernel)))
     return cudaErrorInvalidValue;
+  if (!is_capturing(config.stream)) ++counts.launches;
   return put(config.stream, [config, name, thread = std::move(thread)] {
     try {
       run_grid(config, thread);
@@ -152,8 +122,18 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const c
 
 using namespace cuda_emulation;  // NOLINT: the runtime's functions stand in no namespace
 
+// For tests in Python: launches, copies, graphs and their nodes so far.
+extern "C" __attribute__((visibility("default"))) void cuda_emulation_counts(long long (&out)[4]) {
+  const Lock lock(device_mutex);
+  out[0] = counts.launches;
+  out[1] = counts.copies;
+  out[2] = counts.graphs;
+  out[3] = counts.nodes;
+}
+
 cudaError_t cudaDeviceSynchronize() {
   const Lock lock(device_mutex);
+  if (const cudaError_t status = forbid_while_capturing(); status != cudaSuccess) return status;
   return drain_all();
 }
 
@@ -180,6 +160,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const Lock lock(device_mutex);
+  if (const cudaError_t status = forbid_in_capture(stream_of(stream)); status != cudaSuccess)
+    return status;  // which CUDA could record; nothing here asks for it
   return put(stream, [event] {
     if (event->stream == nullptr) return;
     if (drain(*event->stream, [event] { return event->stream == nullptr; }) != cudaSuccess)
@@ -202,6 +184,8 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const Lock lock(device_mutex);
+  if (const cudaError_t status = forbid_in_capture(stream_of(stream)); status != cudaSuccess)
+    return status;
   event->stream = &stream_of(stream);
   return put(stream, [event] {
     event->stream = nullptr;
@@ -219,51 +203,6 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
   const Lock lock(device_mutex);
   if (start->stream != nullptr || end->stream != nullptr) return cudaErrorNotReady;
   *milliseconds = std::chrono::duration<float, std::milli>(end->when - start->when).count();
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
-  const Lock lock(device_mutex);
-  if (stream == nullptr || stream->captured) return cudaErrorStreamCaptureUnsupported;
-  stream->captured = std::make_unique<Graph>();
-  stream->recorder = std::this_thread::get_id();
-  stream->mode = mode;
-  return cudaSuccess;
-}
-
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  const Lock lock(device_mutex);
-  if (!stream->captured) return cudaErrorInvalidValue;
-  *graph = stream->captured.release();
-  return cudaSuccess;
-}
-
-cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
-  std::swap(*mode, thread_mode);
-  return cudaSuccess;
-}
-
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
-                                 unsigned long long) {
-  *executable = new Graph(*graph);
-  return cudaSuccess;
-}
-
-cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
-  delete graph;
-  return cudaSuccess;
-}
-
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
-  const Lock lock(device_mutex);
-  const cudaError_t status = drain_all();
-  delete executable;
-  return status;
-}
-
-cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
-  const Lock lock(device_mutex);
-  for (const Work& work : executable->work) put(stream, work);
   return cudaSuccess;
 }
 

@@ -1,64 +1,15 @@
 // The emulation itself: what is right gives the right numbers, what is wrong shows.
+#include "test_emulation.hpp"
+
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
-#include <string>
-#include <thread>
-#include <vector>
 
-#include "../../csrc/cuda/runtime.cuh"
 #include "../../csrc/device.hpp"
 
 namespace {
-
-using namespace cexnn::cuda;
-
-int n_failed = 0;
-
-void expect(bool truth, const char* what) {
-  if (truth) return;
-  std::printf("FAILED: %s\n", what);
-  ++n_failed;
-}
-
-// What `work` throws; empty: nothing.
-template <typename Work>
-std::string message_of(const Work& work) {
-  try {
-    work();
-  } catch (const std::exception& error) {
-    return error.what();
-  }
-  return "";
-}
-
-bool contains(const std::string& text, const char* part) {
-  return text.find(part) != std::string::npos;
-}
-
-template <typename T>
-DeviceBuffer<T> uploaded(const std::vector<T>& values, const Stream& stream) {
-  DeviceBuffer<T> buffer(static_cast<std::int64_t>(values.size()));
-  copy(values.data(), buffer.data(), buffer.size(), stream);
-  return buffer;
-}
-
-template <typename T>
-std::vector<T> downloaded(const DeviceBuffer<T>& buffer, const Stream& stream) {
-  std::vector<T> values(static_cast<std::size_t>(buffer.size()));
-  copy(static_cast<const T*>(buffer.data()), values.data(), buffer.size(), stream);
-  stream.wait();
-  return values;
-}
-
-std::vector<int> numbers(int n) {
-  std::vector<int> values;
-  for (int i = 0; i < n; ++i) values.push_back(i % 7);
-  return values;
-}
 
 // Sums over warps by shuffles, over the block by shared memory, over blocks by an atomic.
 __global__ void sum_kernel(const int* values, int n, int* total) {
@@ -101,7 +52,6 @@ __global__ void copy_shared_kernel(float* out) {
   out[threadIdx.x] = rubbish[threadIdx.x];
   rubbish[threadIdx.x] = 0.0F;
 }
-__global__ void add_kernel(float* values, float by) { values[threadIdx.x] += by; }
 __global__ void ballots_kernel(unsigned* out) {
   const unsigned lane = threadIdx.x, mask = lane < 12 ? 0xfffU : ~0xfffU;
   out[lane] = __ballot_sync(mask, lane % 2 == 0);
@@ -209,23 +159,6 @@ void test_streams() {
   expect(contains(message, "capturing"), "no allocation while recording");
 }
 
-void test_recordings_of_others() {
-  const Stream stream;
-  std::thread([&] { cudaStreamBeginCapture(stream.get(), cudaStreamCaptureModeGlobal); }).join();
-  const auto allocated = [] { const DeviceBuffer<float> more(1); };
-  expect(contains(message_of(allocated), "capturing"), "another thread's recording forbids");
-  expect(message_of([] { cexnn::cuda::allocate(4); }).empty(), "but not to allocate beside it");
-  {
-    const OnFirstDevice device;
-    expect(message_of(allocated).empty(), "nor to whoever is on the first device");
-  }
-  expect(contains(message_of(allocated), "capturing"), "and then it does again");
-  cudaGraph_t graph = nullptr;
-  cudaStreamEndCapture(stream.get(), &graph);
-  cudaGraphDestroy(graph);
-  expect(message_of(allocated).empty() && cexnn::cuda::free_memory() > 0, "until it has ended");
-}
-
 void test_warps() {
   const Stream stream;
   const DeviceBuffer<unsigned> out(160);
@@ -307,7 +240,9 @@ int main() {
   test_barriers();
   test_memory();
   test_streams();
+  test_recording();
   test_recordings_of_others();
+  test_bulk_copies();
   test_warps();
   test_launches();
   test_devices();
