@@ -182,6 +182,26 @@ def test_growing_by_rounds_equals_computing_at_once(name, device):
         searcher.update(np.int64([0, 1, 2]), ids[:, 0].copy(), y[:, 0].copy(), u0, model, state, 1)
 
 
+@pytest.mark.parametrize("steps", [(700,), (150, 300, 700), (31, 33, 160, 161, 430)])
+def test_a_query_with_many_scores_grows_in_any_steps(steps, device):
+    rng = np.random.default_rng(4)
+    d, m, model = 24, 900, MODELS["calibrated"]
+    V, u0 = normal(rng, m, d), normal(rng, 2, d)
+    searcher = _core.Searcher(V, None, device=device)
+    state = searcher.make_state(2)
+    ids = np.stack([rng.permutation(m) for _ in range(2)]).astype(np.int32)
+    y = normal(rng, 2, m)
+    for n in steps:
+        sizes = [n, n // 3]  # the second meets other panels
+        known = [np.concatenate([a[q, :size] for q, size in enumerate(sizes)]) for a in (ids, y)]
+        indptr = np.int64([0, sizes[0], sum(sizes)])
+        u = searcher.update(indptr, *known, u0, _core.QueryModel(**model), state, 1)
+        for q, size in enumerate(sizes):
+            met = ids[q, :size]
+            expected = reference.update_query(V[met], np.zeros(size), y[q, :size], u0[q], **model)
+            np.testing.assert_allclose(u[q], expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("num_threads", THREADS)
 @pytest.mark.parametrize("m", [1, 5, 255, 256, 257, 9000])
 @pytest.mark.parametrize("d", [1, 3, 16, 37])

@@ -38,22 +38,15 @@ class Finder {
     constexpr std::int64_t kKeysAtOnce = std::int64_t{1} << 25;
     const auto n_kept = static_cast<int>(kRough ? with_spare(out.k) : out.k);
     const int room = room_for(n_kept);
-    const std::int64_t n_tiles = (items_.n + kScanTile - 1) / kScanTile;
-    const std::int64_t n_blocks = std::max<std::int64_t>(
-        1, std::min<std::int64_t>(n_tiles, 2 * device_properties().multiprocessors));
-    const std::int64_t keys_a_query = n_blocks * n_kept;
+    const std::int64_t n_blocks = scan_blocks(n_queries), keys_a_query = n_blocks * n_kept;
     const std::int64_t step =
         std::min(n_queries, std::clamp<std::int64_t>(kKeysAtOnce / keys_a_query, 1, 65535));
     ws.keys.reserve(step * keys_a_query);
     for (std::int64_t q = 0; q < n_queries; q += step) {
-      const std::int64_t n = std::min(step, n_queries - q);
-      const Queries part = part_of(queries, q);
-      launch(scan_kernel_for<T>(items_.chunks), dim3(unsigned(n_blocks), unsigned(n)),
-             dim3(kScanThreads), room * sizeof(Key), ws.stream, items_, adjust_, part, n_kept, room,
-             ws.keys.data());
-      launch(merge_kernel, dim3(unsigned(n)), dim3(kRankThreads), room * sizeof(Key), ws.stream,
-             ws.keys.data(), static_cast<int>(n_blocks), n_kept, room, kRough, exact_, part,
-             part_of(out, q));
+      const Selection select{ws.keys.data(),  n_kept,           room, kRough, exact_,
+                             part_of(out, q), ws.arrived.data()};
+      launch_scan(ws, dim3(unsigned(n_blocks), unsigned(std::min(step, n_queries - q))),
+                  part_of(queries, q), select);
     }
   }
 
@@ -100,6 +93,21 @@ class Finder {
   }
   static Answers part_of(Answers out, std::int64_t q) {
     return {out.ids + q * out.k, out.approx + q * out.k, out.unsure + q, out.k};
+  }
+
+  // Blocks of each query: those of up to kSideBySide queries fill the device together, so that what
+  // one reads from memory lies in the cache for the others.
+  std::int64_t scan_blocks(std::int64_t n_queries) const {
+    constexpr std::int64_t kSideBySide = 8;
+    const std::int64_t at_once = 2 * device_properties().multiprocessors,
+                       n_tiles = (items_.n + kScanTile - 1) / kScanTile;
+    return std::max<std::int64_t>(1, std::min(n_tiles, at_once / std::min(n_queries, kSideBySide)));
+  }
+
+  void launch_scan(Workspace& ws, dim3 grid, const Queries& queries,
+                   const Selection& select) const {
+    launch(scan_kernel_for<T>(items_.chunks), grid, dim3(kScanThreads),
+           select.capacity * sizeof(Key), ws.stream, items_, adjust_, queries, select);
   }
 
   static std::int64_t with_spare(std::int64_t k) {

@@ -6,8 +6,8 @@
 #include <vector>
 
 #include "../searcher.hpp"
+#include "rank.cuh"
 #include "rows.cuh"
-#include "scan.cuh"
 #include "topk.cuh"
 
 namespace cexnn::cuda {

@@ -8,11 +8,11 @@
 //   L21 = K21 W11^T     W22 = (Cholesky factor of K22 - L21 L21^T)^-1     W21 = -W22 L21 W11
 //
 // and a = W^T (W r) for residuals r. A round from m to n scores: 2 (n - m) n^2 flops, and n d (n -
-// m) for K, on the 4 n^2 bytes of W, which solving reads twice; in panels, of which each takes
-// three launches whatever the number of queries. The panel that the last round left incomplete is
-// computed again, at most 31 rows of it, so that W does not depend on how the scores came. There is
-// this one form, whether a query has fewer scores than factors or more: 160 kB a query at 200
-// scores, 4 MB at 1000, 16 MB at 2000.
+// m) for K, on the 4 n^2 bytes of W, which solving reads twice. Up to four panels are computed at
+// once, by four launches whatever the number of queries. The panel that the last round left
+// incomplete is computed again, at most 31 rows of it; so the last bits of W depend on how many
+// scores came at a time. There is this one form, whether a query has fewer scores than factors or
+// more: 160 kB a query at 200 scores, 4 MB at 1000, 16 MB at 2000.
 #pragma once
 
 #include "../searcher.hpp"
@@ -41,6 +41,9 @@ struct KnownRows {
   }
 };
 
+constexpr int kSpan = 4;         // panels that are computed at once
+constexpr int kMostAnswers = 2;  // of a query
+
 // Everything the kernels share. Numbers of known items lie one query after another.
 struct UpdateArguments {
   QueryModel model;
@@ -48,21 +51,25 @@ struct UpdateArguments {
   const float* offsets = nullptr;
   const KnownRows* queries = nullptr;
   const Mask* masks = nullptr;  // their tables to be filled
+  int* arrived = nullptr;       // (kMostAnswers n_queries,): blocks that are done (last_block.cuh)
   const std::int32_t* ids = nullptr;
   const float* scores = nullptr;
   const float* priors = nullptr;  // (n_queries, d)
   int d = 0;
+  std::int64_t room = 0;        // known items that the following have room for
   double* fits = nullptr;       // p
   double* diagonal = nullptr;   // K_ii
   double* residuals = nullptr;  // r
   double* whitened = nullptr;   // W r
-  double* weights = nullptr;    // (kPhases, n_known): a in as many parts
+  double* weights = nullptr;    // (kPhases, room): a, first in as many parts
   double* steps = nullptr;      // (n_queries, kPhases, d): V_S^T a in as many parts
-  std::int64_t n_known = 0;
-  double* projected = nullptr;  // (n_queries, projected_stride): L21 and its Gram parts, by tiles
-  std::int64_t projected_stride = 0;
+  int panels = 0;               // most of a query
+  double* projected = nullptr;  // (n_queries, projected_size): L21 and L21 W11, by tiles
   int* failed = nullptr;
 
+  __host__ __device__ std::int64_t projected_size() const {
+    return std::int64_t{2} * kSpan * panels * kTile * kTile;
+  }
   __device__ const float* item(const KnownRows& query, int i) const {
     return items.data + ids[query.begin + i] * items.stride;
   }
@@ -73,8 +80,8 @@ struct UpdateArguments {
 };
 
 constexpr int kUpdateThreads = 256;
-constexpr int kSolveThreads = 512;
-constexpr int kPhases = 4;
+constexpr int kSolveThreads = 1024;
+constexpr int kPhases = 8;
 
 // sum of a(j) b(j), by a warp; in every lane.
 template <typename A, typename B>
@@ -92,21 +99,24 @@ __device__ double warp_dot_of(int n, const A* a, const B* b) {
   return warp_dot(n, [a](int j) { return a[j]; }, [b](int j) { return b[j]; });
 }
 
-// Of query blockIdx.y. Block 0 fills its mask; the others take a known item a warp: p, K_ii and r.
-__global__ void __launch_bounds__(kUpdateThreads) prepare_kernel(UpdateArguments u) {
-  const KnownRows query = u.queries[blockIdx.y];
-  if (blockIdx.x == 0) {
-    if (blockIdx.y == 0 && threadIdx.x == 0) *u.failed = 0;
-    const Mask mask = u.masks[blockIdx.y];
+// The block-th block's share of query q. Block 0 fills its mask; the others take a known item a
+// warp: p, K_ii and r.
+__device__ inline void prepare(const UpdateArguments& u, std::int64_t q, int block) {
+  const KnownRows query = u.queries[q];
+  if (block == 0) {
+    if (threadIdx.x == 0) {
+      for (int a = 0; a < kMostAnswers; ++a) u.arrived[kMostAnswers * q + a] = 0;
+      if (q == 0) *u.failed = 0;
+    }
+    const Mask mask = u.masks[q];
     fill_mask(u.ids + query.begin, query.n, const_cast<std::int32_t*>(mask.table), mask.size);
     return;
   }
-  const int i = (static_cast<int>(blockIdx.x) - 1) * (kUpdateThreads / 32) +
-                static_cast<int>(threadIdx.x) / 32;
+  const int i = (block - 1) * (kUpdateThreads / 32) + static_cast<int>(threadIdx.x) / 32;
   if (i >= query.n) return;
   const std::int64_t e = query.begin + i;
   const float* v = u.item(query, i);
-  const double p = warp_dot_of(u.d, v, u.priors + std::int64_t{blockIdx.y} * u.d);
+  const double p = warp_dot_of(u.d, v, u.priors + q * u.d);
   const double squared = warp_dot_of(u.d, v, v);
   if (threadIdx.x % 32 != 0) return;
   const double offset = u.offsets == nullptr ? 0.0 : static_cast<double>(u.offsets[u.ids[e]]);
@@ -129,11 +139,6 @@ __global__ void __launch_bounds__(kSolveThreads)
   double* weights = u.weights + query.begin;
   double* steps = u.steps + q * kPhases * d;
   const float* prior = u.priors + q * d;
-  const auto weight = [&](int i) {
-    double sum = 0.0;
-    for (int phase = 0; phase < kPhases; ++phase) sum += weights[phase * u.n_known + i];
-    return sum;
-  };
   for (int i = warp; i < n; i += kWarps) {
     const double sum = warp_dot_of(i + 1, query.row(i), u.residuals + query.begin);
     if (lane == 0) z[i] = sum;
@@ -145,19 +150,22 @@ __global__ void __launch_bounds__(kSolveThreads)
 #pragma unroll 8
     for (int i = task / kPhases * kTile + phase; i < n; i += kPhases)
       sum = fma(query.row(i)[j], z[i], sum);
-    if (j < n) weights[phase * u.n_known + j] = sum;
+    if (j < n) weights[phase * u.room + j] = sum;
   }
+  __syncthreads();
+  for (int i = thread; i < n; i += kSolveThreads)
+    for (int phase = 1; phase < kPhases; ++phase) weights[i] += weights[phase * u.room + i];
   __syncthreads();
   for (int task = warp; task < (d + 31) / 32 * kPhases; task += kWarps) {
     const int j = task / kPhases * 32 + lane, phase = task % kPhases;
     double sum = 0.0;
 #pragma unroll 8
     for (int i = phase; i < n; i += kPhases)
-      sum = fma(weight(i), j < d ? static_cast<double>(u.item(query, i)[j]) : 0.0, sum);
+      sum = fma(weights[i], j < d ? static_cast<double>(u.item(query, i)[j]) : 0.0, sum);
     if (j < d) steps[phase * d + j] = sum;
   }
   if (warp == 0) {
-    const double along = warp_dot(n, weight, [&](int i) { return u.fits[query.begin + i]; });
+    const double along = warp_dot_of(n, weights, u.fits + query.begin);
     if (lane == 0) along_prior = u.model.prior_scale_variance * along;
   }
   __syncthreads();
@@ -175,7 +183,7 @@ __global__ void __launch_bounds__(kSolveThreads)
 }
 
 // Mean and variance of the score of item blockIdx.x of `asked` for query blockIdx.y, NaN for -1;
-// `columns` has room for n_known numbers an item asked for. n d + n^2 flops, on W.
+// `columns` has room for `room` numbers an item asked for. n d + n^2 flops, on W.
 __global__ void __launch_bounds__(kUpdateThreads)
     posterior_kernel(UpdateArguments u, const std::int32_t* asked, double* columns, float* means,
                      float* variances) {
@@ -192,7 +200,7 @@ __global__ void __launch_bounds__(kUpdateThreads)
   }
   const float* v = u.items.data + id * u.items.stride;
   const double p = warp_dot_of(u.d, v, u.priors + q * u.d);
-  double* column = columns + blockIdx.x * u.n_known + query.begin;
+  double* column = columns + blockIdx.x * u.room + query.begin;
   for (int i = warp; i < query.n; i += kWarps) {
     const double product = warp_dot_of(u.d, v, u.item(query, i));
     if (lane == 0) column[i] = u.kernel(product, p, u.fits[query.begin + i]);

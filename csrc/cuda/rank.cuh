@@ -7,14 +7,41 @@
 // theirs, in proportion to the items' largest factors. Otherwise the query is reported as unsure.
 #pragma once
 
+#include "last_block.cuh"
 #include "rows.cuh"
-#include "scan.cuh"
 #include "topk.cuh"
 
 namespace cexnn::cuda {
 
 constexpr int kRankThreads = 512;
-constexpr int kRankRoom = kRankThreads;  // candidates met between two looks at the buffer
+
+// Of the items, null where all are zero: what rows of answers with even and with odd numbers add to
+// a dot product. Minus infinity excludes an item.
+struct Offsets {
+  const float* even = nullptr;
+  const float* odd = nullptr;
+
+  __device__ float operator()(std::int64_t row, std::int64_t i) const {
+    const float* offsets = (row & 1) == 0 ? even : odd;
+    return offsets == nullptr ? 0.0F : __ldg(offsets + i);
+  }
+};
+
+// Queries, zero from their last factor to the stride, and the ids that each must not return. Each
+// is a row of answers; where they are `paired`, each is two of them, one after the other.
+struct Queries {
+  const float* data = nullptr;
+  std::int64_t stride = 0;
+  const Mask* masks = nullptr;
+  int paired = 0;
+  std::int64_t first = 0;  // row, of which row 0 is counted here
+
+  __host__ __device__ std::int64_t query(std::int64_t row) const { return (first + row) >> paired; }
+  __host__ __device__ const float* row(std::int64_t row) const {
+    return data + query(row) * stride;
+  }
+  __device__ Mask mask(std::int64_t row) const { return masks[query(row)]; }
+};
 
 // By what candidates are scored again; `sizes` may be null where no error is in proportion to one.
 struct Exact {
@@ -88,20 +115,27 @@ __device__ inline void answer_from_rough(BlockTop& top, int n_kept, const Exact&
   }
 }
 
-// The best of what scan_kernel's blocks found of query blockIdx.x, n_kept sorted keys each, the
-// j-th best of all blocks side by side. It stops where none of a row is above the bar: they fall.
-// `rough`: they are to be scored again.
-__global__ void __launch_bounds__(kRankThreads)
-    merge_kernel(const Key* best, int n_blocks, int n_kept, int capacity, bool rough, Exact exact,
-                 Queries queries, Answers out) {
-  __shared__ BlockTop::Shared shared;
-  BlockTop top(shared, dynamic_shared<Key>(), n_kept, capacity);
-  const std::int64_t q = blockIdx.x;
-  for (int j = 0; j < n_kept; ++j) {
-    const Key* row = best + (q * n_kept + j) * n_blocks;
+// What the blocks of a scan keep of each query, and what becomes of it.
+struct Selection {
+  Key* best = nullptr;  // (n_rows, n_kept, n_blocks): the j-th best of all blocks side by side
+  int n_kept = 0;
+  int capacity = 0;    // keys that there is room for in a block's shared memory
+  bool rough = false;  // whether they are to be scored again
+  Exact exact;
+  Answers out;
+  int* arrived = nullptr;  // (n_rows,), for is_last_block
+};
+
+// The best of what n_blocks found of row q. It stops where none of a row is above the bar: they
+// fall.
+__device__ inline void merge(BlockTop& top, int n_blocks, const Selection& select,
+                             const Queries& queries, std::int64_t q) {
+  const int n_threads = static_cast<int>(blockDim.x);
+  for (int j = 0; j < select.n_kept; ++j) {
+    const Key* row = select.best + (q * select.n_kept + j) * n_blocks;
     int n_before = top.count();
     bool any = false;
-    for (int b = 0; b < n_blocks; b += kRankRoom) {
+    for (int b = 0; b < n_blocks; b += n_threads) {
       const Key kth = top.kth();
       const int mine = b + static_cast<int>(threadIdx.x);
       const Key key = mine < n_blocks ? row[mine] : kNone;
@@ -109,7 +143,7 @@ __global__ void __launch_bounds__(kRankThreads)
       if (key > kth) top.append(key);
       __syncthreads();
       any = any || top.count() > n_before;
-      const bool cut = top.full(kRankRoom) || (kth == kNone && top.count() >= n_kept);
+      const bool cut = top.full(n_threads) || (kth == kNone && top.count() >= select.n_kept);
       __syncthreads();
       if (cut) top.cut({});
       n_before = top.count();
@@ -118,13 +152,27 @@ __global__ void __launch_bounds__(kRankThreads)
   }
   __syncthreads();
   top.cut({});
-  if (rough) {
-    answer_from_rough(top, n_kept, exact, queries, q, out);
+  if (select.rough) {
+    answer_from_rough(top, select.n_kept, select.exact, queries, q, select.out);
     return;
   }
-  for (int j = static_cast<int>(threadIdx.x); j < out.k; j += kRankThreads)
-    out.write(q, j, j < top.count() ? top[j] : kNone);
-  if (threadIdx.x == 0) out.unsure[q] = 0;
+  for (int j = static_cast<int>(threadIdx.x); j < select.out.k; j += n_threads)
+    select.out.write(q, j, j < top.count() ? top[j] : kNone);
+  if (threadIdx.x == 0) select.out.unsure[q] = 0;
+}
+
+// The block's best, for row blockIdx.y, beside those of the other blocks; the last block to come
+// here answers.
+__device__ inline void finish_scan(BlockTop& top, BlockTop::Shared& shared, const Selection& select,
+                                   const Queries& queries) {
+  const std::int64_t q = blockIdx.y;
+  const auto n_blocks = static_cast<int>(gridDim.x);
+  top.cut(queries.mask(q));
+  for (int j = static_cast<int>(threadIdx.x); j < select.n_kept; j += static_cast<int>(blockDim.x))
+    select.best[(q * select.n_kept + j) * n_blocks + blockIdx.x] = j < top.count() ? top[j] : kNone;
+  if (!is_last_block(select.arrived + q, n_blocks)) return;
+  BlockTop all(shared, top.keys(), select.n_kept, select.capacity);
+  merge(all, n_blocks, select, queries, q);
 }
 
 // -- any number of answers --------------------------------------------------------------------

@@ -328,18 +328,32 @@ class Gathered {
     device_.reserve(bytes);
     used_ = 0;
   }
-  // Where the array will lie once sent: itself if it is on the device already.
+  // Where the array will lie once sent: itself if it is on the device already. With `room` for more
+  // than there is, what is added next does not move when there is more.
+  template <typename T>
+  const T* add(const T* data, std::int64_t n, std::int64_t room) {
+    if (on_device(data)) return data;
+    unsigned char* at = device_.data() + used_;
+    if (n > 0) std::memcpy(pinned_.data() + used_, data, static_cast<std::size_t>(n) * sizeof(T));
+    used_ += (room * static_cast<std::int64_t>(sizeof(T)) + 15) / 16 * 16;
+    return reinterpret_cast<const T*>(at);
+  }
   template <typename T>
   const T* add(const T* data, std::int64_t n) {
-    if (n == 0 || on_device(data)) return data;
-    unsigned char* at = device_.data() + used_;
-    std::memcpy(pinned_.data() + used_, data, static_cast<std::size_t>(n) * sizeof(T));
-    used_ += (n * static_cast<std::int64_t>(sizeof(T)) + 15) / 16 * 16;
-    return reinterpret_cast<const T*>(at);
+    return add(data, n, n);
+  }
+  // Other numbers in the place of an array that was added, before it is sent (again).
+  template <typename T>
+  void replace(const T* added, const T* data, std::int64_t n) {
+    const auto at = reinterpret_cast<const unsigned char*>(added) - device_.data();
+    std::memcpy(pinned_.data() + at, data, static_cast<std::size_t>(n) * sizeof(T));
   }
   void send(const Stream& stream) const {
     copy(static_cast<const unsigned char*>(pinned_.data()), device_.data(), used_, stream);
   }
+  std::int64_t used() const { return used_; }
+  const void* pinned() const { return pinned_.data(); }
+  const void* device() const { return device_.data(); }
 
  private:
   PinnedBuffer<unsigned char> pinned_;

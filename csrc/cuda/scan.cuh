@@ -4,9 +4,11 @@
 //
 // As many blocks as fit on the device take tiles of items in turn. A warp has 8 loads of 16 bytes a
 // lane in flight (4 KiB), the query stays in registers, and the sums of its rows are taken for all
-// of them together. A score above the block's bar is one append to shared memory (topk.cuh).
+// of them together. A score above the block's bar is one append to shared memory (topk.cuh). The
+// block that is done last makes the answer of what all of them kept (rank.cuh): one launch in all.
 #pragma once
 
+#include "rank.cuh"
 #include "rows.cuh"
 #include "topk.cuh"
 
@@ -16,18 +18,6 @@ constexpr int kScanThreads = 256;
 constexpr int kScanTile = 512;     // items between two looks at the buffer
 constexpr int kLoadsInFlight = 8;  // of a lane
 
-// Of the items, null where all are zero: what rows of answers with even and with odd numbers add to
-// a dot product. Minus infinity excludes an item.
-struct Offsets {
-  const float* even = nullptr;
-  const float* odd = nullptr;
-
-  __device__ float operator()(std::int64_t row, std::int64_t i) const {
-    const float* offsets = (row & 1) == 0 ? even : odd;
-    return offsets == nullptr ? 0.0F : __ldg(offsets + i);
-  }
-};
-
 // What becomes of a dot product: scales[i] * dot + offset; scales may be null.
 struct Adjustments {
   const float* scales = nullptr;
@@ -36,22 +26,6 @@ struct Adjustments {
   __device__ float operator()(float dot, std::int64_t row, std::int64_t i) const {
     return (scales == nullptr ? dot : __ldg(scales + i) * dot) + offsets(row, i);
   }
-};
-
-// Queries, zero from their last factor to the stride, and the ids that each must not return. Each
-// is a row of answers; where they are `paired`, each is two of them, one after the other.
-struct Queries {
-  const float* data = nullptr;
-  std::int64_t stride = 0;
-  const Mask* masks = nullptr;
-  int paired = 0;
-  std::int64_t first = 0;  // row, of which row 0 is counted here
-
-  __host__ __device__ std::int64_t query(std::int64_t row) const { return (first + row) >> paired; }
-  __host__ __device__ const float* row(std::int64_t row) const {
-    return data + query(row) * stride;
-  }
-  __device__ Mask mask(std::int64_t row) const { return masks[query(row)]; }
 };
 
 // The row of the group's, of kRows, whose sum sum_rows leaves in a lane; the lanes that share one
@@ -90,79 +64,87 @@ __device__ inline void make_room(BlockTop& top, const Mask& mask) {
   if (full) top.cut(mask);
 }
 
-// The block's best, for query blockIdx.y, beside those of the other blocks.
-__device__ inline void write_best(BlockTop& top, const Mask& mask, int n_kept, Key* best) {
-  top.cut(mask);
-  for (int j = static_cast<int>(threadIdx.x); j < n_kept; j += kScanThreads)
-    best[(std::int64_t{blockIdx.y} * n_kept + j) * gridDim.x + blockIdx.x] =
-        j < top.count() ? top[j] : kNone;
+// The query's numbers that fall to a lane: those of chunks lane, lane + kLanes, ...
+template <typename T, int kLanes, int kChunks>
+struct QueryChunks {
+  float numbers[kChunks][kChunk<T>];
+
+  __device__ QueryChunks(const float* query, int n_chunks, int lane) {
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int t = lane + c * kLanes;
+#pragma unroll
+      for (int j = 0; j < kChunk<T>; ++j)
+        numbers[c][j] = t < n_chunks ? query[t * kChunk<T> + j] : 0.0F;
+    }
+  }
+};
+
+// Offers kRows items, from `first` on, of a group of kLanes lanes, for row `answer`; load(r, t) is
+// chunk t of the r-th of them, or of any other where that is beyond the last.
+template <typename T, int kLanes, int kChunks, int kRows, typename Load>
+__device__ void offer_rows(const Rows<T>& items, const QueryChunks<T, kLanes, kChunks>& query,
+                           const Adjustments& adjust, std::int64_t answer, std::int64_t first,
+                           int lane, float bar, BlockTop& top, const Load& load) {
+  uint4 raw[kRows][kChunks];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c) {
+      const int t = lane + c * kLanes;
+      raw[r][c] = t < items.chunks ? load(r, t) : make_uint4(0, 0, 0, 0);
+    }
+  float sums[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r) {
+    sums[r] = 0.0F;
+#pragma unroll
+    for (int c = 0; c < kChunks; ++c)
+      sums[r] = add_products<T>(raw[r][c], query.numbers[c], sums[r]);
+  }
+  sum_rows<kLanes, kRows>(sums, lane);
+  const std::int64_t i = first + row_of<kLanes, kRows>(lane);
+  if (lane % (kLanes / kRows) == 0 && i < items.n) {
+    const float score = adjust(sums[0], answer, i);
+    if (score > bar) top.append(key_of(score, static_cast<std::int32_t>(i)));
+  }
 }
 
-// A query's best of a block's tiles: the j-th best of block b goes to best[j * gridDim.x + b] of
-// the query blockIdx.y. kChunks chunks of a row fall to each of kLanes lanes.
+// The best of query blockIdx.y. kChunks chunks of a row fall to each of kLanes lanes.
 template <typename T, int kLanes, int kChunks>
 __global__ void __launch_bounds__(kScanThreads, 2)
-    scan_kernel(Rows<T> items, Adjustments adjust, Queries queries, int n_kept, int capacity,
-                Key* best) {
+    scan_kernel(Rows<T> items, Adjustments adjust, Queries queries, Selection select) {
   constexpr int kRows = kLoadsInFlight / kChunks, kGroups = 32 / kLanes;
   constexpr int kItemsAWarp = kScanTile / (kScanThreads / 32);
   __shared__ BlockTop::Shared shared;
-  BlockTop top(shared, dynamic_shared<Key>(), n_kept, capacity);
+  BlockTop top(shared, dynamic_shared<Key>(), select.n_kept, select.capacity);
   const int warp = static_cast<int>(threadIdx.x) / 32,
             lane = static_cast<int>(threadIdx.x) % kLanes;
   const int group = static_cast<int>(threadIdx.x) % 32 / kLanes;
   const Mask mask = queries.mask(blockIdx.y);
-
-  float query[kChunks][kChunk<T>];
-#pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    const int t = lane + c * kLanes;
-#pragma unroll
-    for (int j = 0; j < kChunk<T>; ++j)
-      query[c][j] = t < items.chunks ? queries.row(blockIdx.y)[t * kChunk<T> + j] : 0.0F;
-  }
-
+  const QueryChunks<T, kLanes, kChunks> query(queries.row(blockIdx.y), items.chunks, lane);
   for (std::int64_t tile = blockIdx.x; tile * kScanTile < items.n; tile += gridDim.x) {
     const std::int64_t begin = tile * kScanTile + warp * kItemsAWarp;
     const float bar = bar_of(top.kth());
     for (int step = 0; step < kItemsAWarp && begin + step < items.n; step += kGroups * kRows) {
       const std::int64_t first = begin + step + group * kRows;
-      uint4 raw[kRows][kChunks];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const uint4* row = items.row(first + r < items.n ? first + r : items.n - 1);
-#pragma unroll
-        for (int c = 0; c < kChunks; ++c) {
-          const int t = lane + c * kLanes;
-          raw[r][c] = t < items.chunks ? load_once(row + t) : make_uint4(0, 0, 0, 0);
-        }
-      }
-      float sums[kRows];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        sums[r] = 0.0F;
-#pragma unroll
-        for (int c = 0; c < kChunks; ++c) sums[r] = add_products<T>(raw[r][c], query[c], sums[r]);
-      }
-      sum_rows<kLanes, kRows>(sums, lane);
-      const std::int64_t i = first + row_of<kLanes, kRows>(lane);
-      if (lane % (kLanes / kRows) == 0 && i < items.n) {
-        const float score = adjust(sums[0], queries.first + blockIdx.y, i);
-        if (score > bar) top.append(key_of(score, static_cast<std::int32_t>(i)));
-      }
+      offer_rows<T, kLanes, kChunks, kRows>(
+          items, query, adjust, queries.first + blockIdx.y, first, lane, bar, top,
+          [&](int r, int t) {
+            return load_once(items.row(first + r < items.n ? first + r : items.n - 1) + t);
+          });
     }
     make_room(top, mask);
   }
-  write_best(top, mask, n_kept, best);
+  finish_scan(top, shared, select, queries);
 }
 
 // The same for rows of any length, the query read again with every item.
 template <typename T>
-__global__ void __launch_bounds__(kScanThreads)
-    scan_long_kernel(Rows<T> items, Adjustments adjust, Queries queries, int n_kept, int capacity,
-                     Key* best) {
+__global__ void __launch_bounds__(kScanThreads, 2)
+    scan_long_kernel(Rows<T> items, Adjustments adjust, Queries queries, Selection select) {
   __shared__ BlockTop::Shared shared;
-  BlockTop top(shared, dynamic_shared<Key>(), n_kept, capacity);
+  BlockTop top(shared, dynamic_shared<Key>(), select.n_kept, select.capacity);
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const Mask mask = queries.mask(blockIdx.y);
   for (std::int64_t tile = blockIdx.x; tile * kScanTile < items.n; tile += gridDim.x) {
@@ -175,28 +157,44 @@ __global__ void __launch_bounds__(kScanThreads)
     }
     make_room(top, mask);
   }
-  write_best(top, mask, n_kept, best);
+  finish_scan(top, shared, select, queries);
 }
 
 template <typename T>
-using ScanKernel = void (*)(Rows<T>, Adjustments, Queries, int, int, Key*);
+using ScanKernel = void (*)(Rows<T>, Adjustments, Queries, Selection);
 
-// Up to 32 registers of query a lane.
+// The kernel for rows of so many chunks, up to 32 registers of query a lane: make(kLanes, kChunks)
+// as compile-time numbers, or `otherwise` for longer rows.
+template <typename T, typename Make, typename Made>
+Made for_chunks(int chunks, const Make& make, const Made& otherwise) {
+  constexpr int kMost = 32 / kChunk<T>;
+  using Eight = std::integral_constant<int, 8>;
+  using All = std::integral_constant<int, 32>;
+  using One = std::integral_constant<int, 1>;
+  using Two = std::integral_constant<int, 2>;
+  using Four = std::integral_constant<int, 4>;
+  if (lanes_of(chunks) == 8) {
+    if (chunks <= 8) return make(Eight{}, One{});
+    if (chunks <= 16) return make(Eight{}, Two{});
+    if constexpr (kMost >= 4) return make(Eight{}, Four{});
+  }
+  if (chunks <= 32) return make(All{}, One{});
+  if (chunks <= 64) return make(All{}, Two{});
+  if constexpr (kMost >= 4)
+    if (chunks <= 128) return make(All{}, Four{});
+  if constexpr (kMost >= 8)
+    if (chunks <= 256) return make(All{}, Eight{});
+  return otherwise;
+}
+
 template <typename T>
 ScanKernel<T> scan_kernel_for(int chunks) {
-  constexpr int kMost = 32 / kChunk<T>;
-  if (lanes_of(chunks) == 8) {
-    if (chunks <= 8) return scan_kernel<T, 8, 1>;
-    if (chunks <= 16) return scan_kernel<T, 8, 2>;
-    if constexpr (kMost >= 4) return scan_kernel<T, 8, 4>;
-  }
-  if (chunks <= 32) return scan_kernel<T, 32, 1>;
-  if (chunks <= 64) return scan_kernel<T, 32, 2>;
-  if constexpr (kMost >= 4)
-    if (chunks <= 128) return scan_kernel<T, 32, 4>;
-  if constexpr (kMost >= 8)
-    if (chunks <= 256) return scan_kernel<T, 32, 8>;
-  return scan_long_kernel<T>;
+  return for_chunks<T>(
+      chunks,
+      [](auto lanes, auto a_lane) -> ScanKernel<T> {
+        return scan_kernel<T, decltype(lanes)::value, decltype(a_lane)::value>;
+      },
+      ScanKernel<T>(scan_long_kernel<T>));
 }
 
 }  // namespace cexnn::cuda

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <limits>
 #include <stdexcept>
 #include <vector>
 
@@ -13,6 +12,7 @@ namespace cexnn::cuda {
 namespace {
 
 constexpr std::int64_t kQueriesAtOnce = 1024;
+constexpr std::int64_t kSeenStep = 128;  // ids of a query come in so many, for shapes to come again
 constexpr std::int64_t kBytesAtOnce = std::int64_t{1} << 30;  // for the systems of queries
 
 // num_threads is of no use here.
@@ -42,8 +42,10 @@ class CudaSearcher final : public Searcher {
     for_each_part(known, priors, state, [&](Workspace& ws, const KnownScores& part) {
       const std::int64_t n = part.priors.rows;
       const Results results(ws, n * d_);
-      const UpdateArguments u = updater(model).grow(ws, part, model, results.failed());
-      updater(model).solve(ws, u, n, results.device<float>(0), d_);
+      const Update plan = updater(model).plan(ws, part, model, results.failed());
+      Updater::grow(ws, plan);
+      Updater::solve(ws, plan, results.device<float>(0), d_);
+      results.send(on_device(factors_out.data) ? 0 : n * d_);
       finish(ws, results, part);
       results.deliver(0, factors_out.row(part.first), n * d_);
     });
@@ -60,13 +62,16 @@ class CudaSearcher final : public Searcher {
       if (!within(asked, n * c, -1, items_.rows().n, ws))
         throw std::invalid_argument("items: item id out of range");
       const Results results(ws, 2 * n * c);
-      const UpdateArguments u = updater(model).grow(ws, part, model, results.failed());
+      const Update plan = updater(model).plan(ws, part, model, results.failed());
       ws.queries.reserve(n * d_);
-      updater(model).solve(ws, u, n, ws.queries.data(), d_);
-      ws.columns.reserve(c * u.n_known);
+      Updater::grow(ws, plan);
+      Updater::solve(ws, plan, ws.queries.data(), d_);
+      ws.columns.reserve(c * plan.u.room);
       const std::int32_t* there = to_device(asked, n * c, ws.asked, ws.stream);
       launch(posterior_kernel, dim3(unsigned(c), unsigned(n)), dim3(kUpdateThreads), 0, ws.stream,
-             u, there, ws.columns.data(), results.device<float>(0), results.device<float>(n * c));
+             plan.u, there, ws.columns.data(), results.device<float>(0),
+             results.device<float>(n * c));
+      results.send(2 * n * c);
       finish(ws, results, part);
       results.deliver(0, means_out.row(part.first), n * c);
       results.deliver(n * c, variances_out.row(part.first), n * c);
@@ -87,27 +92,34 @@ class CudaSearcher final : public Searcher {
       const std::int64_t n = std::min(kQueriesAtOnce, queries.rows - q);
       const CsrView part = rows_of(seen, q, n);
       const std::int64_t begin = part.indptr[0], n_seen = part.indptr[n] - begin;
-      ws.rows.assign(static_cast<std::size_t>(n), {});
-      for (std::int64_t r = 0; r < n; ++r) {
-        ws.rows[static_cast<std::size_t>(r)].begin = part.indptr[r] - begin;
-        ws.rows[static_cast<std::size_t>(r)].n = static_cast<int>(part.row_size(r));
-      }
-      ws.upload.start(Updater::upload_bytes(n) + 4 * (n_seen + n * d_) + 32);
+      Updater::start_rows(ws, part);
+      const std::int64_t room = rounded(n_seen, kSeenStep * n);
+      ws.upload.start(Updater::upload_bytes(n) + 4 * (room + n * d_) + 32);
       const Results results(ws, answers_of(ranking) * n * (2 * ids_out.cols + 1));
       UpdateArguments u;
       u.queries = ws.upload.add(ws.rows.data(), n);
-      u.masks = Updater::add_masks(ws, part, n);
-      u.ids = ws.upload.add(part.indices + begin, n_seen);
-      const float* factors = ws.upload.add(queries.row(q), n * d_);
+      u.masks = Updater::add_masks(ws, part, n, room);
+      u.arrived = ws.arrived.data();
+      u.ids = ws.settle(part.indices + begin, n_seen, room, ws.own_ids);
+      const float* factors = ws.settle(queries.row(q), n * d_, n * d_, ws.own_factors);
       u.failed = results.failed();
-      ws.upload.send(ws.stream);
-      launch(prepare_kernel, dim3(1, unsigned(n)), dim3(kUpdateThreads), 0, ws.stream, u);
-      ws.queries.reserve(n * stride());
-      launch(pad_rows_kernel<float>, blocks_for(n * stride(), kStoreThreads), dim3(kStoreThreads),
-             0, ws.stream, factors, n, d_, stride(), ws.queries.data());
-      const Asked asked{u.masks, ranking, n, ids_out.cols};
-      find(ws, results, asked);
-      results.fetch();
+      const bool padded = stride() == d_;
+      if (!padded) ws.queries.reserve(n * stride());
+      const Asked asked(padded ? factors : ws.queries.data(), stride(), u.masks, ranking, n,
+                        ids_out, approx_out);
+      const auto shape = [&] {
+        return ws.shape(n, asked.k, room, asked.n_fetched, int(ranking), u.ids, factors);
+      };
+      ws.graphs.run(ws.stream, shape, [&] {
+        ws.upload.send(ws.stream);
+        launch(begin_kernel, dim3(1, unsigned(n)), dim3(kUpdateThreads), 0, ws.stream, u, 1);
+        if (!padded)
+          launch(pad_rows_kernel<float>, blocks_for(n * stride(), kStoreThreads),
+                 dim3(kStoreThreads), 0, ws.stream, factors, n, d_, stride(), ws.queries.data());
+        find(ws, results, asked);
+        results.send(asked.n_fetched);
+      });
+      ws.stream.wait();
       answer(ws, results, asked, q, ids_out, approx_out);
     }
   }
@@ -119,27 +131,23 @@ class CudaSearcher final : public Searcher {
     for_each_part(known, priors, state, [&](Workspace& ws, const KnownScores& part) {
       const std::int64_t n = part.priors.rows;
       const Results results(ws, n * (2 * ids_out.cols + 1));
-      const UpdateArguments u = updater(model).grow(ws, part, model, results.failed());
+      const Update plan = updater(model).plan(ws, part, model, results.failed());
       ws.queries.reserve(n * stride());
-      updater(model).solve(ws, u, n, ws.queries.data(), stride());
-      const Asked asked{u.masks, ranking_of(model), n, ids_out.cols};
-      if (ids_out.cols > 0) find(ws, results, asked);
+      const Asked asked(ws.queries.data(), stride(), plan.u.masks, ranking_of(model), n, ids_out,
+                        approx_out);
+      const auto shape = [&] { return Updater::shape(ws, plan, asked.k, asked.n_fetched); };
+      ws.graphs.run(ws.stream, shape, [&] {
+        Updater::grow(ws, plan);
+        Updater::solve(ws, plan, ws.queries.data(), stride());
+        if (asked.k > 0) find(ws, results, asked);
+        results.send(asked.n_fetched);
+      });
       finish(ws, results, part);
-      if (ids_out.cols > 0) answer(ws, results, asked, part.first, ids_out, approx_out);
+      if (asked.k > 0) answer(ws, results, asked, part.first, ids_out, approx_out);
     });
   }
 
  private:
-  // Queries in the workspace, and how many answers each is asked for in a ranking.
-  struct Asked {
-    const Mask* masks;
-    Ranking ranking;
-    std::int64_t n_queries;
-    std::int64_t k;
-
-    std::int64_t n_rows() const { return answers_of(ranking) * n_queries; }
-  };
-
   Exact exact(Ranking ranking) const {
     return {items_.rows(), offsets_.of(ranking), scales_ == nullptr ? sizes_.data() : scales_,
             largest_.data() + (scales_ == nullptr ? 0 : 1)};
@@ -192,22 +200,18 @@ class CudaSearcher final : public Searcher {
   }
 
   void finish(Workspace& ws, const Results& results, const KnownScores& part) const {
-    results.fetch();
+    ws.stream.wait();
     results.check_solved();
     if (part.state != nullptr) part.state->done(ws.rows, part.first);
   }
 
   Answers answers(const Results& results, const Asked& asked) const {
-    const std::int64_t n = asked.n_rows() * asked.k;
-    return {results.device<std::int32_t>(0), results.device<float>(n), results.device<int>(2 * n),
-            static_cast<int>(asked.k)};
+    const std::int64_t n = asked.n_rows;
+    return {results.device<std::int32_t>(n), results.device<float>(n + n * asked.k),
+            results.device<int>(0), static_cast<int>(asked.k)};
   }
 
-  Queries queries(Workspace& ws, const Asked& asked) const {
-    return {ws.queries.data(), stride(), asked.masks, asked.ranking == Ranking::both ? 1 : 0};
-  }
-
-  // Puts on the stream what finds the best for the queries in the workspace.
+  // Puts on the stream what finds the best for the queries.
   void find(Workspace& ws, const Results& results, const Asked& asked) const {
     const Adjustments adjust{scales_, offsets_.of(asked.ranking)};
     const Exact ranked = exact(asked.ranking);
@@ -224,13 +228,12 @@ class CudaSearcher final : public Searcher {
   void find_with(const Finder<T>& finder, Workspace& ws, const Results& results,
                  const Asked& asked) const {
     const Answers out = answers(results, asked);
-    const Queries rows = queries(ws, asked);
-    if (finder.can_batch(rows, asked.n_rows(), out.k)) {
-      finder.batch(ws, rows, asked.n_rows(), out);
+    if (finder.can_batch(asked.rows, asked.n_rows, out.k)) {
+      finder.batch(ws, asked.rows, asked.n_rows, out);
     } else if (finder.can_scan(out.k)) {
-      finder.scan(ws, rows, asked.n_rows(), out);
+      finder.scan(ws, asked.rows, asked.n_rows, out);
     } else {
-      sort_all(ws, exact(asked.ranking), rows, asked.n_rows(), out);
+      sort_all(ws, exact(asked.ranking), asked.rows, asked.n_rows, out);
     }
   }
 
@@ -241,21 +244,24 @@ class CudaSearcher final : public Searcher {
   // Hands out what was fetched, after asking again of the factors themselves where it is unsure.
   void answer(Workspace& ws, const Results& results, const Asked& asked, std::int64_t first,
               MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const {
-    const std::int64_t k = asked.k, n = asked.n_rows();
+    const std::int64_t k = asked.k, n = asked.n_rows;
     const Answers out = answers(results, asked);
     bool again = false;
     for (std::int64_t row = 0; row < n; ++row) {
-      if (results.host<int>(2 * n * k)[row] == 0) continue;
+      if (results.host<int>(0)[row] == 0) continue;
       again = true;
-      Queries unsure = queries(ws, asked);
+      Queries unsure = asked.rows;
       unsure.first = row;
       plain(asked.ranking)
           .scan(ws, unsure, 1, {out.ids + row * k, out.approx + row * k, out.unsure + row, out.k});
     }
-    if (again) results.fetch();
+    if (again) {
+      results.send(asked.n_fetched);
+      ws.stream.wait();
+    }
     const std::int64_t first_row = answers_of(asked.ranking) * first;
-    results.deliver(0, ids_out.row(first_row), n * k);
-    results.deliver(n * k, approx_out.row(first_row), n * k);
+    results.deliver(n, ids_out.row(first_row), n * k);
+    results.deliver(n + n * k, approx_out.row(first_row), n * k);
   }
 
   void check_known(const CsrView& rows, std::int64_t n_queries, Workspace& ws) const {
@@ -263,13 +269,6 @@ class CudaSearcher final : public Searcher {
       throw std::invalid_argument("known: expected (n_queries, n_items)");
     if (!within(rows.indices, rows.indptr[rows.rows], 0, items_.rows().n, ws))
       throw std::invalid_argument("known: item id out of range");
-  }
-
-  static void check_answer(std::int64_t n, MatrixView<std::int32_t> ids, MatrixView<float> approx) {
-    if (ids.rows != n || approx.rows != n || ids.cols != approx.cols)
-      throw std::invalid_argument("ids_out: expected (n_queries, k)");
-    if (ids.cols > std::numeric_limits<std::int32_t>::max())
-      throw std::invalid_argument("ids_out: expected fewer than 2^31 items a query");
   }
 
   Stream stream_;

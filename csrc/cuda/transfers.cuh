@@ -1,9 +1,13 @@
 // What a call takes from the caller's memory and hands back to it.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 
+#include "../searcher.hpp"
+#include "rank.cuh"
 #include "runtime.cuh"
 #include "workspace.cuh"
 
@@ -39,13 +43,45 @@ inline bool within(const std::int32_t* ids, std::int64_t n, std::int64_t least, 
   return fetch(ws.bad.data(), ws.stream) == 0;
 }
 
+inline void check_answer(std::int64_t n, MatrixView<std::int32_t> ids, MatrixView<float> approx) {
+  if (ids.rows != n || approx.rows != n || ids.cols != approx.cols)
+    throw std::invalid_argument("ids_out: expected (n_queries, k)");
+  if (ids.cols > std::numeric_limits<std::int32_t>::max())
+    throw std::invalid_argument("ids_out: expected fewer than 2^31 items a query");
+}
+
+// How much of the results of n queries the host gets: their flags, and where they do not stay on
+// the device, the answers.
+inline std::int64_t fetched(std::int64_t n, MatrixView<std::int32_t> ids,
+                            MatrixView<float> approx) {
+  if (ids.cols == 0) return 0;
+  return on_device(ids.data) && on_device(approx.data) ? n : n * (2 * ids.cols + 1);
+}
+
+// Queries on the device, and how many answers each is asked for in a ranking.
+struct Asked {
+  Asked(const float* factors, std::int64_t stride, const Mask* masks, Ranking by,
+        std::int64_t n_queries, MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out)
+      : rows{factors, stride, masks, by == Ranking::both ? 1 : 0},
+        ranking(by),
+        n_rows(answers_of(by) * n_queries),
+        k(ids_out.cols),
+        n_fetched(fetched(n_rows, ids_out, approx_out)) {}
+
+  Queries rows;
+  Ranking ranking;
+  std::int64_t n_rows;
+  std::int64_t k;
+  std::int64_t n_fetched;  // of the results, by the host
+};
+
 // Where results wait on the device, and their way to the caller: 32 bits each, the first says
 // whether a system was not solvable.
 class Results {
  public:
-  Results(Workspace& ws, std::int64_t size) : ws_(ws), size_(size + 1) {
-    ws.results.reserve(size_);
-    ws.fetched.reserve(size_);
+  Results(Workspace& ws, std::int64_t size) : ws_(ws) {
+    ws.results.reserve(size + 1);
+    ws.fetched.reserve(size + 1);
   }
 
   int* failed() const { return ws_.results.data(); }
@@ -58,10 +94,9 @@ class Results {
     return reinterpret_cast<T*>(ws_.fetched.data() + 1 + begin);
   }
 
-  // Waits for all that was put on the stream.
-  void fetch() const {
-    copy<std::int32_t>(ws_.results.data(), ws_.fetched.data(), size_, ws_.stream);
-    ws_.stream.wait();
+  // Puts on the stream what brings the first n of them to the host.
+  void send(std::int64_t n) const {
+    copy<std::int32_t>(ws_.results.data(), ws_.fetched.data(), n + 1, ws_.stream);
   }
 
   void check_solved() const {
@@ -82,7 +117,6 @@ class Results {
 
  private:
   Workspace& ws_;
-  std::int64_t size_;
 };
 
 }  // namespace cexnn::cuda

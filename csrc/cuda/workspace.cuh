@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "query_update.cuh"
+#include "round_graphs.cuh"
 #include "topk.cuh"
 
 namespace cexnn::cuda {
@@ -17,7 +18,6 @@ struct Workspace {
   Gathered upload;
   std::vector<KnownRows> rows;
 
-  DeviceBuffer<float> inputs;         // queries or priors, as they came
   DeviceBuffer<float> queries;        // (n_queries, stride)
   DeviceBuffer<std::int32_t> tables;  // of the masks
   DeviceBuffer<Key> keys;
@@ -28,12 +28,40 @@ struct Workspace {
   DeviceBuffer<uint4> packed;
   DeviceBuffer<float> list_floats;
 
+  DeviceBuffer<int> arrived;     // blocks that are done, of each query
   DeviceBuffer<double> numbers;  // of known items
   DeviceBuffer<double> projected;
   DeviceBuffer<double> columns;
   DeviceBuffer<double> inverses;  // where there is no state
   DeviceBuffer<std::int32_t> asked;
   DeviceBuffer<int> bad;  // whether an id was out of range
+
+  // Copies of arrays that the caller has on the device, at places that stay.
+  DeviceBuffer<std::int32_t> own_ids;
+  DeviceBuffer<float> own_scores;
+  DeviceBuffer<float> own_factors;
+
+  RoundGraphs graphs;
+
+  // Where the array will lie once what goes up is sent, in every round that has as much room: among
+  // that, or, if it lies on the device, in `own`.
+  template <typename T>
+  const T* settle(const T* data, std::int64_t n, std::int64_t room, DeviceBuffer<T>& own) {
+    if (!on_device(data)) return upload.add(data, n, room);
+    own.reserve(room);
+    copy(data, own.data(), n, stream);
+    return own.data();
+  }
+
+  // Of a round that is decided by these, and by where all lies that it uses.
+  template <typename... Parts>
+  RoundShape shape(const Parts&... parts) const {
+    RoundShape shape;
+    shape.add(parts..., upload.used(), upload.pinned(), upload.device(), queries.data(),
+              tables.data(), keys.data(), results.data(), fetched.data(), counts.data(),
+              packed.data(), list_floats.data(), arrived.data(), numbers.data(), projected.data());
+    return shape;
+  }
 };
 
 // Lends workspaces, as many as calls run at once.
