@@ -8,6 +8,7 @@
 #include "panels.cuh"
 #include "rank.cuh"
 #include "scan.cuh"
+#include "scan_bulk.cuh"
 #include "workspace.cuh"
 
 namespace cexnn::cuda {
@@ -106,8 +107,23 @@ class Finder {
 
   void launch_scan(Workspace& ws, dim3 grid, const Queries& queries,
                    const Selection& select) const {
-    launch(scan_kernel_for<T>(items_.chunks), grid, dim3(kScanThreads),
-           select.capacity * sizeof(Key), ws.stream, items_, adjust_, queries, select);
+    const auto key_bytes = select.capacity * static_cast<std::int64_t>(sizeof(Key));
+    const BulkScan<T> bulk = bulk_scan_for<T>(items_.chunks);
+    const bool can = device_properties().compute_capability >= 90 && items_.chunks > 0;
+    if (!can || bulk.kernel == nullptr) {
+      launch(scan_kernel_for<T>(items_.chunks), grid, dim3(kScanThreads),
+             static_cast<std::size_t>(key_bytes), ws.stream, items_, adjust_, queries, select);
+      return;
+    }
+    // As many stages as two blocks of a multiprocessor have room for.
+    constexpr std::int64_t kBeside = 2048;  // of a block: static arrays, and what the device takes
+    const std::int64_t stage_bytes =
+        bulk.items_a_stage * items_.chunks * static_cast<std::int64_t>(sizeof(uint4));
+    const std::int64_t room = device_properties().shared_bytes_a_block / 2 - kBeside - key_bytes;
+    const auto n_stages = std::clamp<std::int64_t>(room / stage_bytes, 2, kMostStages);
+    launch(bulk.kernel, grid, dim3(kScanThreads),
+           static_cast<std::size_t>(key_bytes + n_stages * stage_bytes), ws.stream, items_, adjust_,
+           queries, select, static_cast<int>(n_stages));
   }
 
   static std::int64_t with_spare(std::int64_t k) {

@@ -73,6 +73,90 @@ __device__ void wait_copies() {
 #endif
 }
 
+// -- bulk copies ------------------------------------------------------------------------------
+//
+// From compute capability 9.0 on. A barrier lies in shared memory. Its phases, numbered from 0, end
+// one after another: each when as many as it was started with have arrived, and all bytes that
+// these expect have come.
+
+using CopyBarrier = std::uint64_t;
+
+// By one thread; others may use it after show_barriers by the same thread and a __syncthreads.
+__device__ inline void start_barrier(CopyBarrier* barrier, int n_arrivals) {
+#if __CUDA_ARCH__ >= 900
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(n_arrivals) : "memory");
+#else
+  __trap();
+#endif
+}
+
+__device__ inline void show_barriers() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#else
+  __trap();
+#endif
+}
+
+__device__ inline void arrive(CopyBarrier* barrier) {
+#if __CUDA_ARCH__ >= 900
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(at) : "memory");
+#else
+  __trap();
+#endif
+}
+
+// Arrives, and the phase does not end before so many bytes more have come.
+__device__ inline void arrive_expecting(CopyBarrier* barrier, std::uint32_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
+               : "memory");
+#else
+  __trap();
+#endif
+}
+
+// Until a phase of that parity, 0 or 1, has ended, of which the next has not: what came in it, and
+// what those who arrived did before, is seen.
+__device__ inline void wait_for_phase(CopyBarrier* barrier, int parity) {
+#if __CUDA_ARCH__ >= 900
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  unsigned ended = 0;
+  while (ended == 0)
+    asm volatile(
+        "{\n"
+        ".reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.b32 %0, 1, 0, p;\n"
+        "}"
+        : "=r"(ended)
+        : "r"(at), "r"(parity)
+        : "memory");
+#else
+  __trap();
+#endif
+}
+
+// Bytes from device memory to shared memory; all three are multiples of 16. They come in the
+// barrier's phase.
+__device__ inline void copy_bulk(void* shared, const void* from, std::uint32_t bytes,
+                                 CopyBarrier* barrier) {
+#if __CUDA_ARCH__ >= 900
+  const auto to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const auto at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(at)
+      : "memory");
+#else
+  __trap();
+#endif
+}
+
 // -- numbers ----------------------------------------------------------------------------------
 
 __device__ inline float half_to_float(std::uint16_t bits) {
