@@ -1,6 +1,7 @@
 """Searches whose pairs stay on the device find what the others do, score for score."""
 
 import asyncio
+from functools import partial
 
 import numpy as np
 import pytest
@@ -133,6 +134,52 @@ def test_cuda_searches_stay_on_the_device(cuda, world, learned):
         assert not session._known.counts.any()
     session.result()
     assert session._known.counts.tolist() == [60] * 8
+
+
+class Bus:
+    """What the emulation of CUDA says of copies across the bus."""
+
+    def __init__(self, path, monkeypatch):
+        self.path, self.monkeypatch = path, monkeypatch
+
+    def bytes_of(self, call):
+        """Return bytes to the device and from it, and what the call returns."""
+        self.path.write_text("")
+        with self.monkeypatch.context() as patch:
+            patch.setenv("CUDA_EMULATION_COPIES", str(self.path))
+            returned = call()
+        total = {"up": 0, "down": 0}
+        for way, size in map(str.split, self.path.read_text().splitlines()):
+            total[way] += int(size)
+        return total["up"], total["down"], returned
+
+
+def test_cuda_rounds_bring_no_ids_and_no_scores_across_the_bus(
+    cuda, world, learned, tmp_path, monkeypatch
+):
+    bus = Bus(tmp_path / "copies", monkeypatch)
+    if bus.bytes_of(lambda: _core.DeviceArray(np.zeros(3)))[:2] != (24, 0):
+        pytest.skip("only the emulation tells what crosses the bus")
+    n = world.n_queries
+    options = {"budget": 200, "rounds": 5, "query_embeddings": world.queries}
+    crossed = {}
+    for pairs_device in ("cuda", "cpu"):
+        session = Index(learned, device="cuda").session(n, pairs_device=pairs_device, **options)
+        while not session.done:
+            asked = bus.bytes_of(session.ask)
+            rows, items = (
+                np.asarray(part.numpy() if pairs_device == "cuda" else part) for part in asked[2]
+            )
+            scores = world.table[rows, items]
+            there = Fake(scores) if pairs_device == "cuda" else scores
+            told = bus.bytes_of(partial(session.tell, there))
+            crossed.setdefault(pairs_device, []).append((asked[0] + told[0], asked[1] + told[1]))
+    for up, down in crossed["cuda"][2:]:  # the first chooses the opening, the second brings priors
+        assert up <= 128 * n
+        assert down <= 4 * n + 32
+    for up, down in crossed["cpu"][2:]:
+        assert up > 8 * 80 * n
+        assert down >= 4 * 40 * n
 
 
 def test_cuda_searches_on_an_event_loop(cuda, world, learned):

@@ -1,9 +1,9 @@
 """Searches whose pairs and scores stay on the CUDA device.
 
 Such a search finds what any other does, score for score. Where the model takes scores as they are,
-neither the scores nor what is known cross the bus from round to round; what does are some dozen
-bytes a query about its system, a few numbers that tell whether all went well, and, as the searcher
-is today, the ids that it found. Once a search, the opening is chosen on the host, the queries'
+neither ids nor scores cross the bus from round to round: at most 128 bytes a query go to the
+device, which say how many scores it has and where they are, and 4 bytes a query and 32 come back,
+which tell whether all went well. Once a search, the opening is chosen on the host, the queries'
 priors (which come back once, for their norms) and the numbers of their rows go to the device,
 and the result comes back.
 

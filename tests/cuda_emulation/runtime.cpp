@@ -21,6 +21,18 @@ bool is_pinned(const void* data) {
   return static_cast<const char*>(data) < next->first + next->second;
 }
 
+// Adds a copy that crosses the bus to the file that CUDA_EMULATION_COPIES names: its way, its
+// bytes.
+void note_copy(const void* to, const void* from, std::size_t bytes) {
+  const char* path = std::getenv("CUDA_EMULATION_COPIES");
+  const bool up = cuda_emulation::memory().in_arena(to);
+  if (path == nullptr || up == cuda_emulation::memory().in_arena(from)) return;
+  if (std::FILE* file = std::fopen(path, "a"); file != nullptr) {
+    std::fprintf(file, "%s %zu\n", up ? "up" : "down", bytes);
+    std::fclose(file);
+  }
+}
+
 }  // namespace
 
 using namespace cuda_emulation;  // NOLINT: the runtime's functions stand in no namespace
@@ -157,9 +169,15 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaM
     if (memory().in_arena(end) && memory().bytes_from(end) < bytes) return cudaErrorInvalidValue;
   if (!is_capturing(stream)) ++counts.copies;
   const bool pageable = !memory().in_arena(from) && !is_pinned(from);
-  if (!pageable || is_capturing(stream)) return put(stream, [=] { std::memcpy(to, from, bytes); });
+  if (!pageable || is_capturing(stream)) {
+    return put(stream, [=] {
+      note_copy(to, from, bytes);
+      std::memcpy(to, from, bytes);
+    });
+  }
   const auto* begin = static_cast<const char*>(from);  // read before the call returns
-  return put(stream, [to, held = std::vector<char>(begin, begin + bytes)] {
+  return put(stream, [to, from, held = std::vector<char>(begin, begin + bytes)] {
+    note_copy(to, from, held.size());
     std::memcpy(to, held.data(), held.size());
   });
 }
