@@ -43,8 +43,8 @@ class Index(IndexFacts, SearchableIndex):
         cls,
         scores: Any = None,
         *,
-        item_embeddings: FloatArray | None = None,
-        query_embeddings: FloatArray | None = None,
+        item_embeddings: Any = None,
+        query_embeddings: Any = None,
         item_factors: str = "auto",
         n_factors: int | None = None,
         regularization: float | tuple[float, float] | str = "auto",
@@ -70,7 +70,7 @@ class Index(IndexFacts, SearchableIndex):
             increasing scale: the model takes them as normal scores, here and in `search`, where
             that makes held-out scores clearly more likely (``info()["score_map"]``).
         item_embeddings : (n_items, n_dims) float, optional
-            Of a dual encoder, of any scale.
+            Of a dual encoder, of any scale; arrays of any library (see `cexnn.arrays`).
         query_embeddings : (n_queries, n_dims) float, optional
             Of the training queries, the rows of ``scores``. A linear map from them to the queries'
             factors is learned, too, where it predicts held-out queries better.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from cexnn import _core
 from cexnn.arrays import to_numpy
@@ -141,7 +142,7 @@ class Session:
         rows, items = self._pending
         return rows.copy(), items.copy()
 
-    def tell(self, scores: ArrayLike, *, allow_missing: bool = False) -> None:
+    def tell(self, scores: Any, *, allow_missing: bool = False) -> None:
         """Take the scores of the pairs that `ask` names now, or of the first of them.
 
         Parameters
