@@ -30,9 +30,8 @@ tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers: pip ins
 
 from cexnn import _core  # noqa: E402
 from cexnn.cross_encoder import CrossEncoder  # noqa: E402
-from cexnn.demo import MODEL, QUESTIONS, load_items  # noqa: E402
+from cexnn.demo import QUESTIONS, load_items  # noqa: E402
 from cexnn.device import default_num_threads  # noqa: E402
-from cexnn.export import export_onnx  # noqa: E402
 
 N_PAIRS, PLAIN_BATCH, MAX_LENGTH = 1024, 32, 64
 N_PAIRS_ON_CUDA = (100, 8192)  # a round of a few searches, and an indexing job
@@ -129,25 +128,6 @@ def test_scoring(benchmark, data, scorer, plain, n_pairs):
         plain_padding_factor=plain_padded / n_tokens,
         times_plain=float(np.median(plain_seconds)) / median,
     )
-
-
-@pytest.fixture(scope="module")
-def minilm(tmp_path_factory):
-    """Return the folder of a float32 model of MiniLM-L6's shape, its weights random."""
-    transformers = pytest.importorskip("transformers", reason="needs transformers: cexnn[torch]")
-    torch = pytest.importorskip("torch", reason="needs torch: pip install 'cexnn[torch]'")
-    folder = tmp_path_factory.mktemp("minilm")
-    torch.manual_seed(0)
-    settings = transformers.BertConfig(
-        vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
-        intermediate_size=1536, num_labels=1, initializer_range=0.05,
-    )  # fmt: skip
-    transformers.BertForSequenceClassification(settings).save_pretrained(folder)
-    transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(MODEL / "tokenizer.json"), pad_token="[PAD]", model_max_length=512
-    ).save_pretrained(folder)
-    export_onnx(folder, folder / "onnx")
-    return folder / "onnx"
 
 
 @pytest.fixture(scope="module")

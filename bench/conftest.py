@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 from cexnn import _core
+from cexnn.demo import MODEL
 from cexnn.device import default_num_threads
+from cexnn.export import export_onnx
 
 PACKAGES = ("cexnn", "numpy", "scipy", "faiss-cpu", "cmfrec", "onnxruntime", "threadpoolctl")
 RATIOS = pytest.StashKey[list]()
@@ -115,6 +117,25 @@ def device_copy(cuda):
         return copy
 
     return make
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory):
+    """Return the folder of a float32 model of MiniLM-L6's shape, its weights random."""
+    transformers = pytest.importorskip("transformers", reason="needs transformers: cexnn[torch]")
+    torch = pytest.importorskip("torch", reason="needs torch: pip install 'cexnn[torch]'")
+    folder = tmp_path_factory.mktemp("minilm")
+    torch.manual_seed(0)
+    settings = transformers.BertConfig(
+        vocab_size=30522, hidden_size=384, num_hidden_layers=6, num_attention_heads=12,
+        intermediate_size=1536, num_labels=1, initializer_range=0.05,
+    )  # fmt: skip
+    transformers.BertForSequenceClassification(settings).save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(MODEL / "tokenizer.json"), pad_token="[PAD]", model_max_length=512
+    ).save_pretrained(folder)
+    export_onnx(folder, folder / "onnx")
+    return folder / "onnx"
 
 
 @pytest.fixture

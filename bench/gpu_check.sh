@@ -68,6 +68,7 @@ sanitize() {
   compute-sanitizer --tool "$1" --error-exitcode 99 --target-processes all --print-limit 20 \
     "${@:2}" "$python" -m pytest -p no:cacheprovider -q -k cuda \
     tests/test_core.py tests/test_ridge.py tests/test_als.py tests/test_pack.py \
+    tests/test_cuda_rounds.py tests/test_conjugate_gradients.py \
     tests/test_device_array.py tests/test_device_session.py tests/test_cross_encoder_device.py
 }
 part_memcheck() { sanitize memcheck; }
