@@ -108,6 +108,15 @@ def test_a_row_that_overflows_is_solved_exactly(device):
     np.testing.assert_allclose(found[0], exact[0], atol=1e-4)
 
 
+@pytest.mark.parametrize("d", [17, 33, 48])
+def test_a_row_that_overflows_leaves_the_others_as_they_are(d, device):
+    problem = Problem(5, [60, 50, 40], 80, d)
+    expected, _ = problem.step(device, 1, (1.0, 1.0), num_threads=1)
+    problem.U[0] = 3e38
+    found, _ = problem.step(device, 1, (1.0, 1.0), num_threads=1)
+    assert np.array_equal(found[1:], expected[1:])
+
+
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e10])
 def test_factors_of_any_size(size, device):
     problem = Problem(4, [40, 90], 120, 48, with_priors=False)

@@ -44,6 +44,7 @@ class ConjugateGradients {
     float* direction = residual + width_;
     float* product = direction + width_;
     std::copy_n(out, d_, x);
+    std::fill_n(x + d_, width_ - d_, 0.0F);  // a row that overflowed leaves NaN
     const float lambda = start(r, x, residual);
     std::copy_n(residual, width_, direction);
     double square = k_.dot_wide(residual, residual, width_);  // of small ones, too
