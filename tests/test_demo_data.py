@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cexnn.demo.corpus import QUESTIONS, Item, clean, lead, load_items, training_queries
+from cexnn.demo.corpus import Item, clean, lead, load_items
+from cexnn.demo.questions import QUESTIONS, training_queries
 
 MODEL, TOKENIZER = (files("cexnn.demo") / name for name in ("model.onnx", "tokenizer.json"))
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from cexnn.cli.comparison import MethodComparison
 from cexnn.cli.support import click, refuse, threads_option
-from cexnn.demo.corpus import QUESTIONS, Item, load_items
+from cexnn.demo.corpus import Item, load_items
+from cexnn.demo.questions import QUESTIONS
 from cexnn.demo.run import cache_folder, exact_scores, open_index, table_scorer, user_cache
 from cexnn.index_folder import IndexFolder
 from cexnn.retriever import Hit, Retriever

@@ -16,17 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cexnn.demo.questions import QUESTIONS, training_queries
 from cexnn.lsa import split_words
 
 __all__ = [
-    "QUESTIONS",
     "Item",
     "clean",
     "docstrings",
     "item_text",
     "load_items",
-    "training_queries",
 ]
 
 MAX_PIECES = 42

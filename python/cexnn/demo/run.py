@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn.demo.corpus import Item, training_queries
+from cexnn.demo.corpus import Item
+from cexnn.demo.questions import training_queries
 from cexnn.evaluate import exact
 from cexnn.index_folder import IndexFolder, Settings, read_folder, write_folder
 from cexnn.progress import progress_bar
