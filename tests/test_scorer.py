@@ -1,10 +1,13 @@
 """What scorers may do wrong, and texts that are not in a list."""
 
+import pickle
+
 import numpy as np
 import pytest
 
 from cexnn import Index
-from cexnn.scorer import PairScorer, ScorerError, call_scorer
+from cexnn.engine import EngineBusyError
+from cexnn.scorer import EngineClosedError, PairScorer, ScorerError, call_scorer
 
 ROWS, ITEMS = np.int32([0, 0, 1]), np.int32([4, 5, 6])
 
@@ -89,3 +92,44 @@ def test_texts_are_taken_by_position_not_by_label():
 
     PairScorer(predict, items)(queries, np.int32([0, 1]), np.int32([0, 1]))
     assert asked == [("x", "red"), ("y", "blue")]
+
+
+def test_a_scorers_error_is_pickled_with_its_scores():
+    error = ScorerError("broken", row=1, item=2, scores=np.float32([3, np.nan]))
+    copied = pickle.loads(pickle.dumps(error))
+    assert (str(copied), copied.row, copied.item, copied.session) == ("broken", 1, 2, None)
+    np.testing.assert_array_equal(copied.scores, error.scores)
+
+
+def raise_scorer_error(*pairs):
+    raise ScorerError("broken", row=0, item=0)
+
+
+def raise_closed(*pairs):
+    raise EngineClosedError
+
+
+@pytest.mark.parametrize("fail", [raise_scorer_error, raise_closed])
+def test_the_error_of_a_search_is_pickled_with_what_was_paid_for(fail):
+    calls = []
+
+    def scorer(queries, rows, items):
+        calls.append(len(rows))
+        return fail() if len(calls) == 3 else items.astype(np.float32)
+
+    index = Index.build(item_embeddings=np.eye(20, dtype=np.float32))
+    ones = np.ones((1, 20), dtype=np.float32)
+    with pytest.raises((ScorerError, EngineClosedError)) as caught:
+        index.search(scorer, ["a"], budget=12, rounds=4, query_embeddings=ones)
+    copied = pickle.loads(pickle.dumps(caught.value))
+    assert type(copied) is type(caught.value)
+    assert copied.session is None
+    scored = caught.value.session.result().scored
+    assert copied.paid.nnz == 6
+    np.testing.assert_array_equal(copied.paid.toarray(), scored.toarray())
+
+
+def test_a_busy_engine_is_pickled_with_when_to_come_again():
+    copied = pickle.loads(pickle.dumps(EngineBusyError(2.5)))
+    assert copied.retry_after == 2.5
+    assert str(copied) == str(EngineBusyError(2.5))

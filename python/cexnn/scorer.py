@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -65,7 +66,8 @@ class ScorerError(RuntimeError):
     """A scorer raised, or returned something that is not one finite score for each pair.
 
     The original exception, if there was one, is the ``__cause__``. Scores that were paid for
-    before the failure are kept: they are never to be bought twice.
+    before the failure are kept: they are never to be bought twice. Pickled, the error leaves its
+    session behind, whose scores are then in ``paid``.
 
     Attributes
     ----------
@@ -91,6 +93,10 @@ class ScorerError(RuntimeError):
         self.session: Session | None = None
         self.paid: scipy.sparse.csr_array | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = functools.partial(type(self), row=self.row, item=self.item)
+        return make, self.args, _without_session(self)
+
 
 class EngineClosedError(RuntimeError):
     """A `ScoringEngine` is closed and takes no more pairs.
@@ -98,12 +104,25 @@ class EngineClosedError(RuntimeError):
     Attributes
     ----------
     session : Session or None
-        As `ScorerError` has it.
+    paid : CSR (n_queries, n_items) float32 or None
+        As `ScorerError` has them.
     """
 
     def __init__(self) -> None:
         super().__init__("scorer: the engine is closed")
         self.session: Session | None = None
+        self.paid: scipy.sparse.csr_array | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (), _without_session(self)
+
+
+def _without_session(error: ScorerError | EngineClosedError) -> dict[str, Any]:
+    """Return what an error tells in another process, where a search cannot go on."""
+    told = dict(vars(error))
+    if error.session is not None:
+        told |= {"session": None, "paid": error.session.result().scored}
+    return told
 
 
 def check_call(scorer: Scorer, queries: Sequence[Any]) -> int:

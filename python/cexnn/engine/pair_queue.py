@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from typing import Any
 
 from cexnn.engine.rate import Rate
 from cexnn.engine.submission import BatchLimits, Submission
@@ -24,6 +25,9 @@ class EngineBusyError(RuntimeError):
     def __init__(self, retry_after: float) -> None:
         super().__init__(f"the engine's queue is full, try again in {retry_after:.3g} s")
         self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.retry_after,), vars(self)
 
 
 class PairQueue:
