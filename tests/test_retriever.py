@@ -1,6 +1,7 @@
 """Texts in, texts out."""
 
 import asyncio
+import math
 import pickle
 from types import SimpleNamespace
 
@@ -274,8 +275,15 @@ def test_a_deadline_of_nothing_finds_nothing(index):
     assert result.n_calls.tolist() == [0]
     assert result.complete.tolist() == [False]
     assert make(index).hits(result) == [[]]
-    with pytest.raises(ValueError, match="^deadline_ms: expected a number above 0, got 0"):
-        make(index).search(["query 4"], deadline_ms=0)
+
+
+@pytest.mark.parametrize("deadline_ms", [0, math.nan, math.inf, 10**400, "soon", True])
+def test_bad_deadlines_are_named_before_anything_is_encoded(index, deadline_ms):
+    retriever = make(index, encoder=lambda texts: pytest.fail("encoded all the same"))
+    with pytest.raises(ValueError, match="^deadline_ms: expected a number"):
+        retriever.search(["query 4"], deadline_ms=deadline_ms)
+    with pytest.raises(ValueError, match="^deadline_ms: expected a number"):
+        asyncio.run(retriever.asearch(["query 4"], deadline_ms=deadline_ms))
 
 
 def test_an_opened_retriever_is_pickled_as_its_path(index, tmp_path):

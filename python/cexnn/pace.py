@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 from cexnn.checks import check_float
 from cexnn.engine.rate import Handover, Rate
 
-__all__ = ["Pace", "make_pace"]
+__all__ = ["Pace", "check_deadline", "make_pace"]
 
 _FINISH = 0.003  # seconds kept to put the answer together and hand it over
 _TRIAL = 8  # pairs to learn a scorer's rate from
@@ -76,8 +77,8 @@ class Pace:
             self._calls.add(n_pairs, seconds)
 
 
-def make_pace(deadline_ms: float | None, handover: Handover | None) -> Pace | None:
-    """Return a `Pace` from now on; None where there is no deadline.
+def check_deadline(deadline_ms: Any) -> float | None:
+    """Return a deadline in milliseconds; None where there is none.
 
     Raises
     ------
@@ -86,6 +87,19 @@ def make_pace(deadline_ms: float | None, handover: Handover | None) -> Pace | No
     """
     if deadline_ms is None:
         return None
-    if check_float("deadline_ms", deadline_ms, minimum=0) == 0:
+    milliseconds = check_float("deadline_ms", deadline_ms, minimum=0)
+    if milliseconds == 0:
         raise ValueError(f"deadline_ms: expected a number above 0, got {deadline_ms!r}")
-    return Pace(float(deadline_ms), handover=handover)
+    return milliseconds
+
+
+def make_pace(deadline_ms: float | None, handover: Handover | None) -> Pace | None:
+    """Return a `Pace` from now on; None where there is no deadline.
+
+    Raises
+    ------
+    ValueError
+        Not a number above 0.
+    """
+    milliseconds = check_deadline(deadline_ms)
+    return None if milliseconds is None else Pace(milliseconds, handover=handover)

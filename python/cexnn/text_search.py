@@ -14,6 +14,7 @@ from cexnn.checks import check_matrix
 from cexnn.index import Index
 from cexnn.items import check_texts, check_unicode
 from cexnn.known_items import Hit, KnownItems
+from cexnn.pace import check_deadline
 from cexnn.scorer import Scorer
 from cexnn.search import SearchResult
 
@@ -157,6 +158,7 @@ class SearchableTexts:
             What `Index.search` returns; `Retriever.hits` turns it into texts.
         """
         start = time.perf_counter()
+        deadline_ms = check_deadline(deadline_ms)
         asked = self._asked(texts, first, exclude, only)
         if query_embeddings is None:
             query_embeddings = self._embedded(asked.queries)
@@ -215,6 +217,7 @@ class SearchableTexts:
             turns it into texts.
         """
         start = time.perf_counter()
+        deadline_ms = check_deadline(options.get("deadline_ms"))
         asked = self._asked(
             texts, options.get("first"), options.get("exclude", ()), options.get("only")
         )
@@ -233,7 +236,7 @@ class SearchableTexts:
             query_embeddings=embeddings,
             rounds=options.get("rounds", 5),
             num_threads=options.get("num_threads", 1),
-            deadline_ms=_left(options.get("deadline_ms"), start),
+            deadline_ms=_left(deadline_ms, start),
             trace=options.get("trace", False),
         )
         return _timed(result, start)
@@ -264,9 +267,9 @@ class SearchableTexts:
 
 
 def _left(deadline_ms: float | None, start: float) -> float | None:
-    """Milliseconds left of a deadline; the index refuses one that is none."""
-    if not isinstance(deadline_ms, int | float) or deadline_ms <= 0:
-        return deadline_ms
+    """Milliseconds left of a deadline, if there is one."""
+    if deadline_ms is None:
+        return None
     return max(1e-3, deadline_ms - (time.perf_counter() - start) * 1e3)
 
 
