@@ -270,6 +270,12 @@ def test_searches_on_an_event_loop(index):
     assert 9 in result.trace.rounds[0].items
 
 
+@pytest.mark.parametrize("option", ["excluded", "stop", "progress"])
+def test_options_that_there_are_not_are_named_on_an_event_loop(index, option):
+    with pytest.raises(TypeError, match=f"unexpected option '{option}'"):
+        asyncio.run(make(index).asearch(["query 4"], **{option: None}))
+
+
 def test_a_deadline_of_nothing_finds_nothing(index):
     result = make(index).search_rows(["query 4"], deadline_ms=1e-6)
     assert result.n_calls.tolist() == [0]

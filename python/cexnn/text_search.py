@@ -217,6 +217,9 @@ class SearchableTexts:
             turns it into texts.
         """
         start = time.perf_counter()
+        unknown = set(options) - AsyncOptions.__optional_keys__
+        if unknown:
+            raise TypeError(f"asearch: got an unexpected option {min(unknown)!r}")
         deadline_ms = check_deadline(options.get("deadline_ms"))
         asked = self._asked(
             texts, options.get("first"), options.get("exclude", ()), options.get("only")
