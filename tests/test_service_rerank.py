@@ -38,11 +38,13 @@ def scores(cross):
 def ask(cross):
     """Post a body to a service of two items, and return the answer."""
 
-    def asked(body, path="/rerank", **options):
+    def asked(body, path="/rerank", *, closed=False, **options):
         async def conversation():
             index = Index.build(item_embeddings=np.eye(2, dtype=np.float32))
             engine = ScoringEngine(cross.bind(TEXTS[:2]))
             app = create_app(Retriever(index, engine, items=TEXTS[:2]), model="demo", **options)
+            if closed:
+                engine.close()
             async with app.router.lifespan_context(app):
                 transport = httpx.ASGITransport(app=app)
                 async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
@@ -116,3 +118,10 @@ def test_bad_requests_are_named(ask, body, argument, message):
     error = answer.json()["error"]
     assert error["argument"] == argument
     assert message in error["message"]
+
+
+def test_a_closed_engine_is_not_ready(ask):
+    answer = ask({"query": "copy", "texts": TEXTS[:2]}, closed=True)
+    assert answer.status_code == 503
+    assert answer.json()["error"]["type"] == "not_ready"
+    assert int(answer.headers["Retry-After"]) > 0

@@ -256,6 +256,8 @@ async def _score(engine: ScoringEngine, query: str, texts: list[str]) -> FloatAr
         return await engine.score_texts([(query, text) for text in texts], wait=False)
     except EngineBusyError as error:
         raise ServiceError.busy(error.retry_after) from error
+    except EngineClosedError as error:
+        raise ServiceError.not_ready() from error
     except ScorerError as error:
         logger.error("the cross-encoder failed", exc_info=error)
         raise ServiceError(500, "scorer_failed", "the cross-encoder failed") from error
