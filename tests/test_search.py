@@ -379,6 +379,25 @@ def test_whatever_ends_a_search_carries_the_session(world, index, table_scorer, 
     assert caught.value.session.result().n_calls.tolist() == [20] * world.n_queries
 
 
+@pytest.mark.parametrize("deadline_ms", [None, 1e6])
+def test_a_trace_holds_the_scores_of_a_failed_call(world, index, table_scorer, deadline_ms):
+    def fail(rows, items):
+        scores = world.table[rows, items]
+        scores[1:] = np.nan
+        raise ScorerError("broken", row=0, item=0, scores=scores)
+
+    scorer = Failing(table_scorer(world.table), fail)
+    asked = options(world, trace=True, deadline_ms=deadline_ms)
+    with pytest.raises(ScorerError, match="broken") as caught:
+        index.search(scorer, range(world.n_queries), **asked)
+    session = caught.value.session
+    assert session.trace.n_calls == session.result().n_calls.sum() > 1
+    for one in session.trace.rounds:
+        paid = np.isfinite(one.scores)
+        rows, items = one.rows[paid], one.items[paid]
+        np.testing.assert_array_equal(one.scores[paid], world.table[rows, items])
+
+
 @pytest.mark.parametrize("name", ["k", "budget", "rounds", "num_threads"])
 def test_numbers_too_large_for_anything_are_named(world, index, table_scorer, name):
     scorer = table_scorer(world.table)

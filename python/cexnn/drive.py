@@ -162,14 +162,20 @@ def _part(
     except BaseException as error:  # what it has got was paid for
         obtained = getattr(error, "scores", None)
         if obtained is not None:
-            session.tell(_in_place(obtained, chosen, len(rows)), allow_missing=True)
+            _tell(session, _in_place(obtained, chosen, len(rows)), start)
         raise
     told = _in_place(scores, chosen, len(rows))
-    if noted is not None:
+    _tell(session, told, start)
+    return told
+
+
+def _tell(session: Session, told: Any, start: float) -> None:
+    """Tell a session, and its trace, the scores of the pairs that wait: NaN where there is none."""
+    if session.trace is not None:
+        noted = session.trace.rounds[-1]
         noted.score_ms += (time.perf_counter() - start) * 1e3
         noted.scores[np.isnan(noted.scores)] = told
     session.tell(told, allow_missing=True)
-    return told
 
 
 def _in_place(scores: Any, chosen: NDArray[np.int64] | None, n: int) -> Any:
