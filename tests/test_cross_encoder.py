@@ -352,6 +352,25 @@ def test_scores_paid_for_before_a_failure_are_kept(num_threads):
     assert model.stats.n_pairs == 2
 
 
+def test_scores_paid_for_before_an_interruption_are_kept(monkeypatch):
+    model = encoder(batch_tokens=32, num_threads=1)
+    pairs = [" ".join(f"w{j}" for j in range(4, 24))], np.zeros(3, np.int32), np.int32([0, 2, 1])
+    scorer = model.bind(["w4", "w5 w6", "w7 w8 w9"])
+    expected, run, sizes = call_scorer(scorer, *pairs), model._model.run, []
+
+    def interrupted(batch):
+        sizes.append(len(batch.lengths))
+        if len(sizes) == 3:
+            raise KeyboardInterrupt
+        return run(batch)
+
+    monkeypatch.setattr(model._model, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        call_scorer(scorer, *pairs)
+    assert sizes == [1, 1, 1]  # the longest first
+    np.testing.assert_array_equal(caught.value.scores, [np.nan, *expected[1:]])
+
+
 class SmallMemory:
     """A session that has no memory for more than so many tokens at once."""
 

@@ -223,6 +223,39 @@ def test_paid_scores_survive_an_interruption(error):
     assert caught.value.paid.nnz == 18
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_scores_that_an_interruption_carries_are_kept(tmp_path, checkpointed):
+    table, queries, rows, items = table_job()
+    checkpoint = tmp_path / "scores" if checkpointed else None
+
+    def interrupt(scores, rows, items):
+        error = KeyboardInterrupt()
+        error.scores = one_missing(scores)
+        raise error
+
+    scorer, _ = failing(table, interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        score_pairs(scorer, queries, rows, items, n_items=23, chunk_size=6, checkpoint=checkpoint)
+    paid = caught.value.paid.tocoo()
+    assert paid.nnz == 18 + 5
+    assert np.array_equal(paid.data, table[paid.row, paid.col])
+
+
+@pytest.mark.parametrize("given", ["six", [1.0], None])
+def test_an_interruption_may_carry_anything(given):
+    table, queries, rows, items = table_job()
+
+    def interrupt(scores, rows, items):
+        error = KeyboardInterrupt()
+        error.scores = given
+        raise error
+
+    scorer, _ = failing(table, interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        score_pairs(scorer, queries, rows, items, n_items=23, chunk_size=6)
+    assert caught.value.paid.nnz == 18
+
+
 def test_paid_scores_survive_a_full_disk(tmp_path, monkeypatch):
     table, queries, rows, items = table_job()
     scorer = TableScorer(table)

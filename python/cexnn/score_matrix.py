@@ -16,7 +16,7 @@ from cexnn.checkpoint import Checkpoint, Job
 from cexnn.checks import LARGEST_SEED, MAX_SIZE, check_int
 from cexnn.progress import progress_bar
 from cexnn.score_csr import check_scores, csr_from_pairs, sort_pairs
-from cexnn.scorer import Scorer, ScorerError, call_scorer
+from cexnn.scorer import Scorer, call_scorer
 
 __all__ = ["check_scores", "sample_pairs", "score_pairs"]
 
@@ -213,9 +213,10 @@ def score_pairs(
             for chunk in _chunks(row_ids, np.flatnonzero(np.isnan(scores)), chunk_size):
                 try:
                     new = call_scorer(scorer, queries, row_ids[chunk], item_ids[chunk])
-                except ScorerError as error:
-                    if error.scores is not None:
-                        _keep(scores, file, chunk, error.scores)
+                except BaseException as error:  # a failure, or Ctrl-C
+                    obtained = getattr(error, "scores", None)
+                    if obtained is not None:
+                        _keep(scores, file, chunk, obtained)
                     raise
                 _keep(scores, file, chunk, new)
                 bar.update(len(chunk))

@@ -119,10 +119,9 @@ class EngineClosedError(RuntimeError):
 
 def _without_session(error: ScorerError | EngineClosedError) -> dict[str, Any]:
     """Return what an error tells in another process, where a search cannot go on."""
-    told = dict(vars(error))
-    if error.session is not None:
-        told |= {"session": None, "paid": error.session.result().scored}
-    return told
+    if error.session is None:
+        return vars(error)
+    return {**vars(error), "session": None, "paid": error.session.result().scored}
 
 
 def check_call(scorer: Scorer, queries: Sequence[Any]) -> int:
@@ -207,27 +206,26 @@ def naming_pairs(rows: Any, items: Any) -> Iterator[None]:
             row=row,
             item=item,
         ) from error
+    except BaseException as error:  # Ctrl-C: what it carries was paid for
+        if hasattr(error, "scores"):
+            error.scores = _usable(error.scores, len(rows))
+        raise
 
 
 def checked_scores(
     returned: Any, rows: IdArray, items: IdArray, *, allow_missing: bool = False
 ) -> FloatArray:
     """Return what a scorer returned for these pairs, one at least, as scores; see `call_scorer`."""
-    row, item = int(rows[0]), int(items[0])
+    wrong = functools.partial(ScorerError, row=int(rows[0]), item=int(items[0]))
     try:
         with np.errstate(over="ignore"):  # too large for float32 becomes infinite: refused below
             scores = np.asarray(to_numpy("scores", returned), dtype=np.float32)
     except Exception as error:  # whatever the conversion raises: a tensor with a gradient, say
-        raise ScorerError(
-            f"the scorer must return numbers, got {type(returned).__name__}: {error}",
-            row=row,
-            item=item,
-        ) from error
+        kind = type(returned).__name__
+        raise wrong(f"the scorer must return numbers, got {kind}: {error}") from error
     if scores.shape != rows.shape:
-        raise ScorerError(
-            f"the scorer must return one score a pair, shape {rows.shape}, got {scores.shape}",
-            row=row,
-            item=item,
+        raise wrong(
+            f"the scorer must return one score a pair, shape {rows.shape}, got {scores.shape}"
         )
     bad = np.flatnonzero(np.isinf(scores) if allow_missing else ~np.isfinite(scores))
     if bad.size:

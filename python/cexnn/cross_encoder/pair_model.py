@@ -157,7 +157,8 @@ class PairModel:
         Raises
         ------
         ScorerError
-            The model failed; ``scores`` holds what was obtained before.
+            The model failed; ``scores`` holds what was obtained before, and so does the attribute
+            ``scores`` of whatever else ends it, Ctrl-C say.
         """
         if batch_size is not None:
             check_int("batch_size", batch_size, minimum=1)
@@ -186,6 +187,9 @@ class PairModel:
                         item=item,
                         scores=scores,
                     ) from error
+                except BaseException as error:  # Ctrl-C: what was scored before stays with it
+                    error.scores = scores  # type: ignore[attr-defined]
+                    raise
                 bar.update(len(positions))
         return scores
 
