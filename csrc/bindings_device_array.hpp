@@ -39,6 +39,7 @@ class DeviceArray {
  public:
   DeviceArray(py::dtype dtype, std::vector<std::int64_t> shape)
       : dtype_(std::move(dtype)), shape_(std::move(shape)) {
+    type_code();  // throws for what is not numbers: pointers, or nothing
     memory_ = cuda::allocate(n_bytes());
   }
   static DeviceArray borrow(py::handle object) {
@@ -76,7 +77,9 @@ class DeviceArray {
   void* data() const { return memory_.get(); }
   std::int64_t n_bytes() const {
     std::int64_t n = dtype_.itemsize();
-    for (const std::int64_t size : shape_) n *= size;
+    for (const std::int64_t size : shape_)
+      if (size < 0 || __builtin_mul_overflow(n, size, &n))
+        throw std::invalid_argument("shape: expected no negative sizes, and fewer than 2^63 bytes");
     return n;
   }
 
@@ -187,8 +190,6 @@ inline void register_device_array(py::module_& m) {
       .def_static(
           "empty",
           [](std::vector<std::int64_t> shape, const py::object& dtype) {
-            for (const std::int64_t size : shape)
-              if (size < 0) throw std::invalid_argument("shape: expected no negative sizes");
             return DeviceArray(py::dtype::from_args(dtype), std::move(shape));
           },
           "shape"_a, "dtype"_a)

@@ -76,12 +76,22 @@ def test_cuda_arrays_tell_other_libraries_what_they_are():
         array.__dlpack__(dl_device=(1, 0))
     with pytest.raises(BufferError, match="copy"):
         array.__dlpack__(copy=True)
-    for name in ("strided", "text"):
-        wrong = np.zeros((4, 6))[:, ::2] if name == "strided" else np.array(["a"])
-        with pytest.raises(ValueError, match="array|dtype"):
-            _core.DeviceArray(wrong).__dlpack__()
-    with pytest.raises(ValueError, match="shape"):
-        _core.DeviceArray.empty((2, -1), "float32")
+
+
+@needs_cuda
+def test_cuda_arrays_are_of_numbers_and_of_a_size_that_there_is():
+    with pytest.raises(ValueError, match="array"):
+        _core.DeviceArray(np.zeros((4, 6))[:, ::2])
+    for wrong in (np.array(["a"]), np.array([None]), np.zeros(3, "V0")):
+        with pytest.raises(ValueError, match="dtype"):
+            _core.DeviceArray(wrong)
+    for shape in ((2, -1), (-2, -3), (2**40, 2**40)):
+        with pytest.raises(ValueError, match="shape"):
+            _core.DeviceArray.empty(shape, "float32")
+    array = _core.DeviceArray(np.zeros(6, dtype=np.float32))
+    for shape in ((-2, -3), (4,), (2**33, 2**30 * 3)):
+        with pytest.raises(ValueError, match="shape"):
+            array.reshape(shape)
 
 
 @needs_cuda
