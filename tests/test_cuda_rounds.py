@@ -206,6 +206,13 @@ def test_threads_replay_cuda_graphs_of_their_own(calls):
                 assert_equal(answer, expected[told])
 
 
+def run_alone(check, **environment):
+    """Run a check in a process of its own."""
+    path = os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)])
+    environment = {**os.environ, **environment, "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", check], check=True, env=environment)
+
+
 def test_cuda_rounds_where_nothing_can_be_recorded(asked):
     """A driver that does not record: rounds are launched one kernel at a time."""
     check = (
@@ -214,9 +221,16 @@ def test_cuda_rounds_where_nothing_can_be_recorded(asked):
         "answers = [search.round(20) for _ in range(4)]\n"
         "for answer in answers[1:]: rounds.assert_equal(answer, answers[0])\n"
     )
-    environment = {
-        **os.environ,
-        "CUDA_EMULATION_CAPTURE": "0",
-        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *filter(None, sys.path)]),
-    }
-    subprocess.run([sys.executable, "-c", check], check=True, env=environment)
+    run_alone(check, CUDA_EMULATION_CAPTURE="0")
+
+
+@pytest.mark.parametrize("code", [75, 80])
+def test_cuda_kernels_compiled_for_earlier_devices(asked, code):
+    """A build for these alone, which the driver translates: what later ones have is not there."""
+    check = (
+        "import test_cuda_rounds as rounds, cexnn, numpy as np, scipy.sparse as sparse\n"
+        "for n in 1, 8: rounds.Search(n).round(20)\n"
+        "scores = sparse.csr_array(np.random.default_rng(0).normal(size=(80, 90)))\n"
+        "cexnn.factorize(scores, 40, n_iterations=1, device='cuda')\n"
+    )
+    run_alone(check, CUDA_EMULATION_CODE=str(code))

@@ -57,7 +57,7 @@ class Finder {
   bool can_batch(const Queries& queries, std::int64_t n_queries, int k) const {
     const bool many = n_queries >= kManyQueries || queries.paired != 0;
     return many && items_.chunks > 0 && with_spare(k) <= kListRoom / 4 &&
-           device_properties().compute_capability >= 80 && columns(n_queries) > 0;
+           device_properties().instructions >= 80 && columns(n_queries) > 0;
   }
 
   // The queries side by side on the matrix units; some may remain unsure.
@@ -109,7 +109,7 @@ class Finder {
                    const Selection& select) const {
     const auto key_bytes = select.capacity * static_cast<std::int64_t>(sizeof(Key));
     const BulkScan<T> bulk = bulk_scan_for<T>(items_.chunks);
-    const bool can = device_properties().compute_capability >= 90 && items_.chunks > 0;
+    const bool can = device_properties().instructions >= 90 && items_.chunks > 0;
     if (!can || bulk.kernel == nullptr) {
       launch(scan_kernel_for<T>(items_.chunks), grid, dim3(kScanThreads),
              static_cast<std::size_t>(key_bytes), ws.stream, items_, adjust_, queries, select);

@@ -23,8 +23,8 @@ inline bool by_fours(const void* data) { return reinterpret_cast<std::uintptr_t>
 // Tensor cores where three of their products take less time than one product otherwise.
 inline bool tensor_cores_pay() {
   const int capability = device_properties().compute_capability;
-  return capability >= 80 && capability != 86 && capability != 87 && capability != 89 &&
-         capability < 120;
+  return device_properties().instructions >= 80 && capability != 86 && capability != 87 &&
+         capability != 89 && capability < 120;
 }
 
 template <typename T>

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "../device.hpp"
 #include "runtime.cuh"
 
@@ -12,11 +14,23 @@ int attribute(cudaDeviceAttr name) {
   return value;
 }
 
+__global__ void compiled_kernel() {}
+
+// The compute capability whose instructions the kernels have: of an older device where the driver
+// translates them because the build has none for this one.
+int compiled_for() {
+  cudaFuncAttributes attributes{};
+  check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(compiled_kernel)),
+        "cudaFuncGetAttributes");
+  return attributes.ptxVersion;
+}
+
 DeviceProperties read_properties() {
   DeviceProperties properties;
   properties.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
   properties.compute_capability = 10 * attribute(cudaDevAttrComputeCapabilityMajor) +
                                   attribute(cudaDevAttrComputeCapabilityMinor);
+  properties.instructions = std::min(properties.compute_capability, compiled_for());
   properties.shared_bytes_a_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   properties.l2_bytes = attribute(cudaDevAttrL2CacheSize);
   return properties;

@@ -76,7 +76,8 @@ class OnFirstDevice {
 // What the kernels' shapes depend on.
 struct DeviceProperties {
   int multiprocessors = 0;
-  int compute_capability = 0;             // 90 for 9.0
+  int compute_capability = 0;  // 90 for 9.0
+  int instructions = 0;  // of which such device kernels have, of no later one than they run on
   std::int64_t shared_bytes_a_block = 0;  // at most, static and dynamic
   std::int64_t l2_bytes = 0;
 };

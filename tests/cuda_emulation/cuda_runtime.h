@@ -127,6 +127,7 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
 struct cudaFuncAttributes {
   std::size_t sharedSizeBytes = 0;  // of static arrays
   int maxDynamicSharedSizeBytes = 0;
+  int ptxVersion = 0;
 };
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel);
@@ -134,6 +135,8 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute name, int
 
 namespace cuda_emulation {
 void* dynamic_shared_bytes();
+// The compute capability whose instructions kernels have, 80 for 8.0.
+int compiled_for();
 // Puts a kernel on the config's stream; `name` for messages.
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const char* name,
                    std::function<void()> thread);

@@ -17,6 +17,11 @@ T* dynamic_shared() {
   return static_cast<T*>(cuda_emulation::dynamic_shared_bytes());
 }
 
+// As instructions end that the device or the compiler's output has not.
+inline void expect_compiled_for(int capability) {
+  if (cuda_emulation::compiled_for() < capability) __trap();
+}
+
 // -- memory -----------------------------------------------------------------------------------
 
 inline uint4 load_once(const uint4* from) { return *from; }
@@ -43,6 +48,7 @@ void wait_copies() {
 using CopyBarrier = std::uint64_t;
 
 inline void start_barrier(CopyBarrier* barrier, int n_arrivals) {
+  expect_compiled_for(90);
   cuda_emulation::start_barrier(barrier, n_arrivals);
 }
 inline void show_barriers() {}
@@ -107,12 +113,14 @@ void multiply_matrices(float (&sums)[4], const MatrixRegisters& mine, const char
 
 inline void mma_tf32(float (&sums)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
                      std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  expect_compiled_for(80);
   multiply_matrices<1>(sums, {{a0, a1, a2, a3}, {b0, b1}}, "mma_tf32",
                        [](std::uint32_t bits, int) { return __uint_as_float(bits & 0xFFFFE000U); });
 }
 
 inline void mma_f16(float (&sums)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
                     std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
+  expect_compiled_for(80);
   multiply_matrices<2>(sums, {{a0, a1, a2, a3}, {b0, b1}}, "mma_f16",
                        [](std::uint32_t bits, int j) {
                          return half_to_float(static_cast<std::uint16_t>(bits >> (16 * j)));

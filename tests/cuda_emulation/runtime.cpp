@@ -35,6 +35,12 @@ void note_copy(const void* to, const void* from, std::size_t bytes) {
 
 }  // namespace
 
+int cuda_emulation::compiled_for() {
+  static const auto capability = static_cast<int>(
+      number_from("CUDA_EMULATION_CODE", number_from("CUDA_EMULATION_CAPABILITY", 90)));
+  return capability;
+}
+
 using namespace cuda_emulation;  // NOLINT: the runtime's functions stand in no namespace
 
 const char* cudaGetErrorString(cudaError_t status) {

@@ -208,7 +208,7 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
   const Lock lock(device_mutex);
-  *attributes = {kSharedBytesStatic, allowed_to(kernel)};
+  *attributes = {kSharedBytesStatic, allowed_to(kernel), compiled_for()};
   return cudaSuccess;
 }
 
