@@ -54,7 +54,7 @@ def to_numpy(name: str, array: Any) -> NDArray[Any]:
     if isinstance(array, np.ndarray) or not hasattr(array, "__dlpack__"):
         try:
             return np.asarray(array)
-        except ValueError as error:  # rows of several lengths, say
+        except Exception as error:  # rows of several lengths, or elements with a gradient, say
             raise ValueError(f"{name}: expected one array, got what is none: {error}") from error
     with _naming(name, array):
         if not on_cuda(array):

@@ -55,7 +55,7 @@ def _shown(value: Any) -> str:
 def check_float(name: str, value: Any, *, minimum: float, maximum: float = math.inf) -> float:
     """Return a finite number in [minimum, maximum], or raise `ValueError` naming the argument."""
     try:
-        number = float(value)
+        number = math.nan if isinstance(value, str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not (math.isfinite(number) and minimum <= number <= maximum) or isinstance(value, bool):
