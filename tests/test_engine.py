@@ -416,6 +416,7 @@ def test_the_observer_is_told_and_may_fail(caplog):
     ("options", "message"),
     [
         ({"max_wait_ms": -1}, "^max_wait_ms: expected a number of at least 0"),
+        ({"max_wait_ms": "1"}, "^max_wait_ms: expected a number of at least 0, got '1'"),
         ({"max_queued_pairs": 0}, "^max_queued_pairs: expected an integer of at least 1"),
         ({"cache_pairs": -1}, "^cache_pairs: expected an integer of at least 0"),
         ({"max_batch_pairs": 0}, "^max_batch_pairs: expected an integer of at least 1"),
@@ -436,6 +437,7 @@ def test_bad_options_are_named(options, message):
         ({"deadline": float("nan")}, "^deadline: expected seconds of time.monotonic, got nan"),
         ({"deadline": "soon"}, "^deadline: expected seconds of time.monotonic, got 'soon'"),
         ({"deadline": True}, "^deadline: expected seconds of time.monotonic, got True"),
+        ({"deadline": 10**400}, "^deadline: expected seconds of time.monotonic, got 1000"),
         ({"trace": []}, "^trace: expected a CallTrace, got list"),
     ],
 )
@@ -489,6 +491,11 @@ def test_bad_pairs_are_named(gate):
             engine([1], ids(1), ids(1))
         with pytest.raises(ValueError, match="^items: expected numbers from 0"):
             engine([1], ids(0), ids(-1))
+        for items, message in ((ids(1), "expected 2 as in rows, got 1"), (ids(1, 2, 3), "got 3")):
+            with pytest.raises(ValueError, match=f"^items: .*{message}"):
+                engine([1], ids(0, 0), items)
+            with pytest.raises(ValueError, match=f"^items: .*{message}"):
+                asyncio.run(engine.score([1], ids(0, 0), items))
     assert not gate.calls
 
 

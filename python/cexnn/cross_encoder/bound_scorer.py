@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.arrays import to_numpy
 from cexnn.cross_encoder.pair_batches import PairTokens
 from cexnn.cross_encoder.pair_model import PairModel, ScoringStats
 from cexnn.cross_encoder.tokens import TokenLists, check_text
 from cexnn.scorer import FloatArray, IdArray
 
-__all__ = ["BoundCrossEncoder", "check_numbers"]
+__all__ = ["BoundCrossEncoder", "check_pairs"]
 
 
 class BoundCrossEncoder:
@@ -66,10 +67,7 @@ class BoundCrossEncoder:
         ScorerError
             The model failed; ``scores`` holds what was obtained before.
         """
-        rows = check_numbers(rows, len(queries), "rows")
-        items = check_numbers(items, self.n_items, "items")
-        if rows.shape != items.shape:
-            raise ValueError(f"items: expected {len(rows)} as in rows, got {len(items)}")
+        rows, items = check_pairs(rows, items, len(queries), self.n_items)
         used, positions = np.unique(rows, return_inverse=True)
         texts = [check_text(queries[row], "queries[{}]", row) for row in used.tolist()]
         known, lists, cut = self._queries
@@ -82,9 +80,19 @@ class BoundCrossEncoder:
         return self._model.score(PairTokens(lists, cut, self._items, local, items), rows=rows)
 
 
-def check_numbers(numbers: IdArray, n: int, name: str) -> IdArray:
+def check_pairs(
+    rows: IdArray, items: IdArray, n_queries: int, n_items: int
+) -> tuple[IdArray, IdArray]:
+    """Return the rows and items of pairs as (p,) int32, or raise a ValueError that names them."""
+    checked = _numbers(rows, n_queries, "rows"), _numbers(items, n_items, "items")
+    if len(checked[0]) != len(checked[1]):
+        raise ValueError(f"items: expected {len(checked[0])} as in rows, got {len(checked[1])}")
+    return checked
+
+
+def _numbers(numbers: IdArray, n: int, name: str) -> IdArray:
     """Return numbers below ``n`` as (p,) int32, or raise a ValueError that names them."""
-    array = np.asarray(numbers)
+    array = to_numpy(name, numbers)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(
             f"{name}: expected integers (p,), got {array.dtype} of shape {array.shape}"

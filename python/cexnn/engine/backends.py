@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn.checks import check_int
-from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder, check_numbers
+from cexnn.checks import MAX_SIZE, check_int
+from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder, check_pairs
 from cexnn.cross_encoder.pair_batches import PairTokens
 from cexnn.cross_encoder.tokens import TokenLists, check_text
 from cexnn.engine.submission import BatchLimits, Work, merged
@@ -73,8 +73,7 @@ class TokenBackend:
 
     def prepare(self, queries: Sequence[Any], rows: IdArray, items: IdArray) -> Work:
         """Tokenize the queries that are new."""
-        rows = check_numbers(rows, len(queries), "rows")
-        items = check_numbers(items, self._scorer.n_items, "items")
+        rows, items = check_pairs(rows, items, len(queries), self._scorer.n_items)
         used, positions = np.unique(rows, return_inverse=True)
         local = positions.astype(np.int32)
         texts = [check_text(queries[row], "queries[{}]", row) for row in used.tolist()]
@@ -178,8 +177,8 @@ class PlainBackend:
 
     def prepare(self, queries: Sequence[Any], rows: IdArray, items: IdArray) -> Work:
         """Take the queries as they are."""
-        rows = check_numbers(rows, len(queries), "rows")
-        items = check_numbers(items, getattr(self._scorer, "n_items", 2**31 - 1), "items")
+        n_items = getattr(self._scorer, "n_items", MAX_SIZE)
+        rows, items = check_pairs(rows, items, len(queries), n_items)
         used, local = np.unique(rows, return_inverse=True)
         asked = by_position(queries)
         chosen = [asked[row] for row in used.tolist()]

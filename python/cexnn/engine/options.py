@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -35,16 +36,23 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ValueError(f"observer: expected one with on_batch, got {type(observer).__name__}")
 
 
-def check_call_options(deadline: object, trace: object) -> None:
-    """Check the options of a call of the engine.
+def check_call_options(deadline: object, trace: object) -> float | None:
+    """Check the options of a call of the engine, and return the deadline as a float.
 
     Raises
     ------
     ValueError
         A deadline that is no number, or a trace that is no `CallTrace`.
     """
-    seconds = isinstance(deadline, Real) and not isinstance(deadline, bool)
-    if deadline is not None and not (seconds and deadline == deadline):  # NaN is not
-        raise ValueError(f"deadline: expected seconds of time.monotonic, got {deadline!r}")
     if trace is not None and not isinstance(trace, CallTrace):
         raise ValueError(f"trace: expected a CallTrace, got {type(trace).__name__}")
+    if deadline is None:
+        return None
+    number = isinstance(deadline, Real) and not isinstance(deadline, bool)
+    try:
+        seconds = float(deadline) if number else math.nan  # type: ignore[arg-type]
+    except OverflowError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise ValueError(f"deadline: expected seconds of time.monotonic, got {deadline!r}")
+    return seconds

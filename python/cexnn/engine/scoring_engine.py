@@ -115,7 +115,7 @@ class ScoringEngine:
         self._cache = PairCache(cache_pairs) if cache_pairs else None
         self._worker = Worker(
             make_backend(scorer, max_batch_tokens, max_batch_pairs),
-            max_wait=max_wait_ms / 1e3,
+            max_wait=float(max_wait_ms) / 1e3,
             max_queued_pairs=max_queued_pairs,
             cache=self._cache,
             observer=observer,
@@ -221,7 +221,7 @@ class ScoringEngine:
         EngineClosedError
             The engine is closed.
         """
-        check_call_options(deadline, trace)
+        deadline = check_call_options(deadline, trace)
         work = self._worker.backend.prepare(queries, rows, items)
         call = Call(self._worker, self._cache, work, deadline=deadline, wait=wait, trace=trace)
         return call.waited_for()
@@ -241,7 +241,7 @@ class ScoringEngine:
         Parameters, results and errors are those of a plain call. Cancelled, its pairs leave the
         queue, and the ``scores`` of the ``CancelledError`` hold what was obtained.
         """
-        check_call_options(deadline, trace)
+        deadline = check_call_options(deadline, trace)
         work = self._worker.backend.prepare(queries, rows, items)
         call = Call(self._worker, self._cache, work, deadline=deadline, wait=wait, trace=trace)
         return await call.awaited()
@@ -276,7 +276,7 @@ class ScoringEngine:
         ScorerError, EngineBusyError, EngineClosedError
             As in a plain call; ``row`` and ``item`` are both the pair's position.
         """
-        check_call_options(deadline, trace)
+        deadline = check_call_options(deadline, trace)
         loop = asyncio.get_running_loop()
         work = await loop.run_in_executor(None, self._worker.backend.prepare_texts, pairs)
         call = Call(self._worker, None, work, deadline=deadline, wait=wait, trace=trace)
