@@ -151,3 +151,20 @@ def test_the_command_prints_both_models_side_by_side(folder, tmp_path):
     assert given.split()[0] == "given"
     assert given.split()[2:] == ["1.00x", "1.000", "0"]
     assert small.split()[0] == "int8"
+
+
+@pytest.mark.parametrize(("sample", "k"), [(("3", "5"), "6"), (("3", "50"), "31")])
+def test_the_command_refuses_too_few_items_before_it_writes(folder, tmp_path, sample, k):
+    testing = pytest.importorskip("click.testing", reason="needs click: pip install 'cexnn[cpu]'")
+    from cexnn.cli import main
+
+    for name, n in (("queries", 4), ("items", 30)):
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts(n, n)))
+    result = testing.CliRunner().invoke(main, [
+        "quantize", str(folder), str(tmp_path / "small"), "--max-length", "32",
+        "--queries", str(tmp_path / "queries.txt"), "--items", str(tmp_path / "items.txt"),
+        "--sample", *sample, "--k", k,
+    ])  # fmt: skip
+    assert result.exit_code == 2
+    assert f"--sample: expected a query and {k} items (--k) at least" in result.output
+    assert not (tmp_path / "small").exists()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cexnn.beir import CORPUS, QUERIES
-from cexnn.cli.support import TEXTS, click, read_text_file
+from cexnn.cli.support import TEXTS, click, read_text_file, refuse
 from cexnn.cross_encoder import Comparison, CrossEncoder, compare_models
 
 __all__ = ["quantize"]
@@ -32,7 +32,9 @@ __all__ = ["quantize"]
     show_default=True,
     help="Queries and items to draw for the comparison.",
 )
-@click.option("--k", type=int, default=10, show_default=True, help="For recall@k.")
+@click.option(
+    "--k", type=click.IntRange(min=1), default=10, show_default=True, help="For recall@k."
+)
 @click.option("--overwrite", is_flag=True, help="Write to FOLDER even if something is in it.")
 def quantize(
     model: str,
@@ -59,6 +61,9 @@ def quantize(
     for path, part, n in zip((queries, items), (QUERIES, CORPUS), sample, strict=True):
         found = [text.text for text in read_text_file(path, part)]
         texts.append([found[j] for j in generator.permutation(len(found))[:n]])
+    if not texts[0] or len(texts[1]) < k:  # before anything is written
+        counts = f"{len(texts[0])} and {len(texts[1])}"
+        raise refuse(f"--sample: expected a query and {k} items (--k) at least, got {counts}")
     written = given.quantize(folder, precision=precision, overwrite=overwrite)
     small = CrossEncoder.from_pretrained(written, **options)
     rows = compare_models({"given": given, precision: small}, *texts, k=k)
