@@ -12,11 +12,11 @@ from cexnn import _core
 from cexnn.arrays import to_numpy
 from cexnn.confidence import Confidence
 from cexnn.known_scores import KnownScores, SearchResult, Units, blank
-from cexnn.schedule import SHORTLIST, resolve_rounds, round_sizes
+from cexnn.schedule import SHORTLIST, round_sizes
 from cexnn.searched import AnySearcher
 from cexnn.trace import SearchTrace
 
-__all__ = ["SearchResult", "Session", "resolve_rounds"]
+__all__ = ["SearchResult", "Session"]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]

@@ -14,8 +14,9 @@ from cexnn.checks import LARGEST_SEED, MAX_SIZE, check_float, check_ids, check_i
 from cexnn.device import resolve_num_threads
 from cexnn.drive import run
 from cexnn.query_model import QueryModel
+from cexnn.schedule import resolve_rounds
 from cexnn.scorer import Scorer, check_call
-from cexnn.search import SearchResult, Session, resolve_rounds
+from cexnn.search import SearchResult, Session
 
 __all__ = ["adacur", "anncur"]
 

@@ -9,7 +9,8 @@ from cexnn import _core
 from cexnn.checks import MAX_SIZE, check_int
 from cexnn.device import resolve_num_threads
 from cexnn.query_model import QueryModel
-from cexnn.search import Session, resolve_rounds
+from cexnn.schedule import resolve_rounds
+from cexnn.search import Session
 
 __all__ = ["start"]
 
