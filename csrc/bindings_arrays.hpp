@@ -60,7 +60,10 @@ class Borrowed {
                                   std::to_string(device.second));
     constexpr int kDefaultStream = 1;  // the legacy one, by DLPack's numbers
     const py::capsule capsule = object.attr("__dlpack__")("stream"_a = kDefaultStream);
-    cuda::wait_for_default_stream();
+    {
+      const py::gil_scoped_release release;  // the lender may have much under way
+      cuda::wait_for_default_stream();
+    }
     auto* tensor =
         static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
     if (tensor == nullptr || PyCapsule_SetName(capsule.ptr(), "used_dltensor") != 0)
