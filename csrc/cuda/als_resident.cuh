@@ -10,6 +10,7 @@
 
 #include "../als.hpp"
 #include "../transposed.hpp"
+#include "ids.cuh"
 #include "objective.cuh"
 #include "ridge_solver.cuh"
 #include "runtime.cuh"
@@ -23,12 +24,9 @@ void check_ids(const CsrView& matrix, const Stream& stream) {
     checked_ids(matrix);
     return;
   }
-  const std::int64_t n = matrix.indptr[matrix.rows];
-  DeviceBuffer<std::int32_t> count(1);
-  fill_zero(count.data(), 1, stream);
-  launch(count_out_of_range, n_blocks(n, kSumThreads), kSumThreads, 0, stream, matrix.indices, n,
-         matrix.cols, count.data());
-  if (fetch<std::int32_t>(count.data(), stream) != 0) throw std::invalid_argument(kIdOutOfRange);
+  DeviceBuffer<int> bad;
+  if (!all_within(matrix.indices, matrix.indptr[matrix.rows], 0, matrix.cols, bad, stream))
+    throw std::invalid_argument(kIdOutOfRange);
 }
 
 // The matrix in the host's memory. Borrows what lies there.

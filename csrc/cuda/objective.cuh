@@ -86,13 +86,5 @@ __global__ void __launch_bounds__(kSumThreads)
   if (threadIdx.x == 0) *to = total;
 }
 
-// How many ids are not below n_cols.
-__global__ void __launch_bounds__(kSumThreads)
-    count_out_of_range(const std::int32_t* ids, std::int64_t n, std::int64_t n_cols,
-                       std::int32_t* count) {
-  const std::int64_t i = std::int64_t(blockIdx.x) * kSumThreads + threadIdx.x;
-  if (i < n && (ids[i] < 0 || ids[i] >= n_cols)) atomicAdd(count, 1);
-}
-
 }  // namespace
 }  // namespace cexnn::cuda

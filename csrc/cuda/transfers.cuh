@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "../searcher.hpp"
+#include "ids.cuh"
 #include "rank.cuh"
 #include "runtime.cuh"
 #include "workspace.cuh"
@@ -20,14 +21,7 @@ inline CsrView rows_of(CsrView matrix, std::int64_t first, std::int64_t n) {
   return matrix;
 }
 
-__global__ void check_ids_kernel(const std::int32_t* ids, std::int64_t n, std::int64_t least,
-                                 std::int64_t end, int* bad) {
-  const std::int64_t e = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (e < n && (ids[e] < least || ids[e] >= end)) *bad = 1;
-}
-
-// Whether all ids are from `least` to `end` - 1. Those on the device are looked at there: one
-// number crosses the bus.
+// Whether all ids are from `least` to `end` - 1, wherever they lie.
 inline bool within(const std::int32_t* ids, std::int64_t n, std::int64_t least, std::int64_t end,
                    Workspace& ws) {
   if (n == 0 || !on_device(ids)) {
@@ -35,12 +29,7 @@ inline bool within(const std::int32_t* ids, std::int64_t n, std::int64_t least, 
       if (ids[e] < least || ids[e] >= end) return false;
     return true;
   }
-  constexpr int kThreads = 256;
-  ws.bad.reserve(1);
-  fill_zero(ws.bad.data(), 1, ws.stream);
-  launch(check_ids_kernel, blocks_for(n, kThreads), dim3(kThreads), 0, ws.stream, ids, n, least,
-         end, ws.bad.data());
-  return fetch(ws.bad.data(), ws.stream) == 0;
+  return all_within(ids, n, least, end, ws.bad, ws.stream);
 }
 
 inline void check_answer(std::int64_t n, MatrixView<std::int32_t> ids, MatrixView<float> approx) {
