@@ -180,7 +180,7 @@ def test_bad_items_change_nothing(world):
         with pytest.raises(ValueError, match=f"^{name}:"):
             grown.add(*arguments)
         assert grown.n_items == before
-    for ids in ([320], [-1], [0.5], [[1]], 3):
+    for ids in ([320], [-1], [5, -1], [0.5], [[1]], 3, [None, 1]):
         with pytest.raises(ValueError, match="^ids:"):
             index.remove(ids)
     assert index.n_removed == 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cexnn.arrays import to_numpy
 from cexnn.build import learn
-from cexnn.checks import check_choice, check_ids
+from cexnn.checks import check_choice, check_id_set
 from cexnn.compact import DTYPES, rounded
 from cexnn.device import resolve_device, resolve_num_threads
 from cexnn.growth import with_items, without_items
@@ -226,8 +226,8 @@ class Index(IndexFacts, SearchableIndex):
             Not integers in one dimension, or out of range; nothing is removed then.
         """
         array = to_numpy("ids", ids)
-        given = check_ids("ids", np.unique(array)[None], rows=1, n_items=self.n_items)[0]
-        if array.ndim != 1 or (given < 0).any():
+        given = check_id_set("ids", array, n_items=self.n_items)
+        if (array < 0).any():
             raise ValueError(f"ids: expected ids from 0 to {self.n_items - 1}, got {ids!r}")
         with self._growing:
             self._items = ItemsAsTheyAre(without_items(self._learned, given), self.device)
