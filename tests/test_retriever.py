@@ -248,6 +248,38 @@ def test_excluded_ids_are_not_found(index):
         retriever.search(["query 4"], exclude="id-4")
 
 
+class Lent:
+    """An array that tells its numbers by DLPack alone; gone through, it yields objects."""
+
+    def __init__(self, numbers):
+        self.numbers = np.array(numbers)
+
+    def __iter__(self):
+        return (object() for _ in self.numbers)
+
+    def __dlpack__(self, **options):
+        return self.numbers.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.numbers.__dlpack_device__()
+
+
+def test_ids_may_be_an_array_of_any_library(index):
+    retriever = make(index, items=TEXTS)  # without ids of their own: row numbers
+
+    def found(**options):
+        return [hit.id for hit in retriever.search(["query 4"], k=3, budget=30, **options)[0]]
+
+    assert found() == [4, 3, 5]
+    assert found(exclude=Lent([4, 3])) == found(exclude=[4, 3]) == [5, 2, 6]
+    assert found(only=Lent([9, 7])) == found(only=[9, 7]) == [7, 9]
+    assert found(first=[Lent([4])]) == [4, 3, 5]
+    for name in ("exclude", "only"):
+        for ids, got in ((b"id", "b'id'"), (np.array(3), r"shape \(\)"), (Lent([[3]]), "shape")):
+            with pytest.raises(ValueError, match=f"^{name}: expected a sequence of ids, got {got}"):
+                found(**{name: ids})
+
+
 def test_searches_on_an_event_loop(index):
     retriever = Retriever(
         index,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn.arrays import to_numpy
 from cexnn.checks import check_int
 from cexnn.index import Index
 from cexnn.items import row_numbers, split_items
@@ -103,9 +104,7 @@ class KnownItems:
 
     def rows(self, name: str, ids: Iterable[Any]) -> list[int]:
         """Return the rows of ids, -1 for those that no item has."""
-        if isinstance(ids, str) or not isinstance(ids, Iterable):
-            raise ValueError(f"{name}: expected a sequence of ids, got {ids!r}")
-        return [-1 if row is None else row for row in map(self.row, ids)]
+        return [-1 if row is None else row for row in map(self.row, _each(name, ids))]
 
     def opening(self, first: Sequence[Sequence[Any]], n_queries: int) -> NDArray[np.int32]:
         """Return row numbers of the ids to open with, (n_queries, c), filled up with -1."""
@@ -119,12 +118,22 @@ class KnownItems:
         return opening
 
     def _all_rows(self, ids: Sequence[Any], name: str) -> list[int]:
-        if isinstance(ids, str) or not isinstance(ids, Iterable):
-            raise ValueError(f"{name}: expected a sequence of ids, got {ids!r}")
         rows = []
-        for item_id in ids:
+        for item_id in _each(name, ids):
             row = self.row(item_id)
             if row is None:
                 raise ValueError(f"{name}: expected ids of items, got {item_id!r}")
             rows.append(row)
         return rows
+
+
+def _each(name: str, ids: Iterable[Any]) -> Iterable[Any]:
+    """Return ids to be gone through: those of an array of any library as numbers."""
+    if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise ValueError(f"{name}: expected a sequence of ids, got {ids!r}")
+    if not hasattr(ids, "__dlpack__"):
+        return ids
+    array = to_numpy(name, ids)
+    if array.ndim != 1:
+        raise ValueError(f"{name}: expected a sequence of ids, got shape {array.shape}")
+    return array
