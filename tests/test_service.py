@@ -504,9 +504,10 @@ def test_a_model_that_fails_leaves_what_was_paid_for():
         return shared_words(pairs)
 
     async def conversation(client):
-        return await client.search(budget=20, rounds=4), await client.search(budget=20, rounds=4)
+        failed, after = [await client.search(budget=20, rounds=4) for _ in range(2)]
+        return failed, after, await client.get("/metrics")
 
-    failed, after = talk(conversation, retriever=make_retriever(predict))
+    failed, after, metrics = talk(conversation, retriever=make_retriever(predict))
     error = error_of(failed, 500)
     assert error["type"] == "scorer_failed"
     assert "device is lost" not in failed.text  # the log's affair
@@ -515,6 +516,9 @@ def test_a_model_that_fails_leaves_what_was_paid_for():
     assert not found["complete"]
     assert len(found["hits"]) == 10
     assert after.json()["results"][0]["n_calls"] == 20
+    assert "cexnn_calls_total 30.0" in metrics.text
+    for complete in ("true", "false"):
+        assert f'cexnn_queries_total{{complete="{complete}"}} 1.0' in metrics.text
 
 
 def test_many_at_once_are_answered_as_one_by_one_while_batches_fail():

@@ -17,6 +17,7 @@ from cexnn.engine import EngineBusyError, EngineClosedError, ScoringEngine
 from cexnn.engine.rate import Handover
 from cexnn.retriever import Retriever
 from cexnn.scorer import FloatArray, ScorerError
+from cexnn.search import SearchResult
 from cexnn.service.admission import Admission
 from cexnn.service.answers import found, shown_score
 from cexnn.service.checked import checked_search, checked_texts
@@ -118,13 +119,19 @@ class Service:
             except EngineClosedError as error:
                 raise ServiceError.not_ready() from error
             except ScorerError as error:
+                if error.session is not None:  # what was scored before was paid for
+                    self._count(error.session.result())
                 raise _failed(error, body, question.k, retriever) from error
             except ValueError as error:
                 raise ServiceError.from_value_error(error) from error
         over = time.monotonic()
-        self.metrics.searched(result.complete.tolist(), int(result.n_calls.sum()))
+        self._count(result)
         self._record(serving.engine, result.trace)
         return SearchAnswer(results=found(body, question.k, retriever, result)), over
+
+    def _count(self, result: SearchResult) -> None:
+        """Count the queries of a search, and what they cost."""
+        self.metrics.searched(result.complete.tolist(), int(result.n_calls.sum()))
 
     def _record(self, engine: ScoringEngine, trace: SearchTrace | None) -> None:
         """Tell who observes what a search took."""
