@@ -106,6 +106,16 @@ def test_calls_of_a_cuda_round(asked):
     assert cost(asked, lambda: search.round(250)) == [0, 0, 1, 8]
 
 
+def test_cuda_rounds_of_very_many_answers_are_not_recorded(asked):
+    """A graph of the launches that sort all scores would be a large one."""
+    search = Search(k=N_ITEMS - 100)
+    search.round(20)
+    for told in (25, 30):
+        launches, _, graphs, _ = cost(asked, lambda told=told: search.round(told))
+        assert launches > 0
+        assert graphs == 0
+
+
 @pytest.mark.parametrize("n", [1, 3, 6])
 def test_calls_of_a_cuda_search(n, asked):
     search = Search(n)

@@ -110,7 +110,7 @@ class CudaSearcher final : public Searcher {
       const auto shape = [&] {
         return ws.shape(n, asked.k, room, asked.n_fetched, int(ranking), u.ids, factors);
       };
-      ws.graphs.run(ws.stream, shape, [&] {
+      in_one_go(ws, asked.k, shape, [&] {
         ws.upload.send(ws.stream);
         launch(begin_kernel, dim3(1, unsigned(n)), dim3(kUpdateThreads), 0, ws.stream, u, 1);
         if (!padded)
@@ -136,7 +136,7 @@ class CudaSearcher final : public Searcher {
       const Asked asked(ws.queries.data(), stride(), plan.u.masks, ranking_of(model), n, ids_out,
                         approx_out);
       const auto shape = [&] { return Updater::shape(ws, plan, asked.k, asked.n_fetched); };
-      ws.graphs.run(ws.stream, shape, [&] {
+      in_one_go(ws, asked.k, shape, [&] {
         Updater::grow(ws, plan);
         Updater::solve(ws, plan, ws.queries.data(), stride());
         if (asked.k > 0) find(ws, results, asked);
@@ -148,6 +148,17 @@ class CudaSearcher final : public Searcher {
   }
 
  private:
+  // `work` as one graph; as it comes where all scores may be sorted, which takes launches by the
+  // thousand.
+  template <typename Shape, typename Work>
+  static void in_one_go(Workspace& ws, std::int64_t k, const Shape& shape, const Work& work) {
+    if (k > kMostKept / 2) {
+      work();
+    } else {
+      ws.graphs.run(ws.stream, shape, work);
+    }
+  }
+
   Exact exact(Ranking ranking) const {
     return {items_.rows(), offsets_.of(ranking), scales_ == nullptr ? sizes_.data() : scales_,
             largest_.data() + (scales_ == nullptr ? 0 : 1)};
