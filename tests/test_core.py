@@ -605,7 +605,7 @@ def test_every_device_asks_for_the_same_items(name, device):
         known = np.concatenate([known, ids], axis=1)
 
 
-@pytest.mark.parametrize("name", ["plain", "avx2", "avx512"])
+@pytest.mark.parametrize("name", ["plain", "avx2", "avx512", "avx512vnni"])
 def test_every_instruction_set_passes(name):
     """The tests of this file again, in a process that uses another instruction set."""
     environment = {**os.environ, "CEXNN_SIMD": name}

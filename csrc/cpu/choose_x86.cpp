@@ -20,6 +20,7 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw");
 }
+bool has_avx512vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 
 const Kernels& choose() {
   __builtin_cpu_init();
@@ -29,6 +30,8 @@ const Kernels& choose() {
   if (has_avx2()) best = &avx2::table();
   if (wanted != nullptr && std::strcmp(wanted, best->name) == 0) return *best;
   if (has_avx512()) best = &avx512::table();
+  if (wanted != nullptr && std::strcmp(wanted, best->name) == 0) return *best;
+  if (has_avx512vnni()) best = &avx512vnni::table();
   return *best;
 }
 

@@ -13,7 +13,7 @@ constexpr std::int64_t kRowPadding = 16;
 // Every dot product of one kind is accumulated in the same order whatever the shape it is part of,
 // so that a batch gives what its queries give one by one. panel_dots alone has an order of its own.
 struct Kernels {
-  const char* name;    // "avx512", "avx2" or "plain"
+  const char* name;    // "avx512vnni", "avx512", "avx2" or "plain"
   std::int64_t lanes;  // floats of a vector
 
   // out[i] = query . items[i]; rows of d floats, contiguous.
@@ -97,6 +97,9 @@ namespace avx2 {
 const Kernels& table();
 }
 namespace avx512 {
+const Kernels& table();
+}
+namespace avx512vnni {
 const Kernels& table();
 }
 
