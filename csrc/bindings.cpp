@@ -1,7 +1,6 @@
 // The extension module.
 #include "bindings.hpp"
 
-#include "bindings_device_array.hpp"
 #include "cpu/kernels.hpp"
 #include "device.hpp"
 

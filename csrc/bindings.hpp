@@ -9,6 +9,7 @@
 namespace cexnn {
 
 void register_als(py::module_& m);
+void register_device_array(py::module_& m);
 void register_pack(py::module_& m);
 void register_searcher(py::module_& m);
 

@@ -97,6 +97,7 @@ class AnyArray {
   }
 
   bool on_device() const { return lent_ != nullptr; }
+  std::size_t n_dimensions() const { return shape_.size(); }
 
   VectorView<const T> vector(Device device, const char* name) const {
     check(device, name, 1);

@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -14,8 +15,8 @@
 
 #include "bindings_arrays.hpp"
 #include "device.hpp"
+#include "device_arrays.hpp"
 #include "dlpack.hpp"
-#include "known.hpp"
 #include "views.hpp"
 
 namespace cexnn {
@@ -46,11 +47,10 @@ class DeviceArray {
     const std::shared_ptr<const dlpack::ManagedTensor> lent = Borrowed::from(object);
     if (lent == nullptr) throw std::invalid_argument("expected an array on the CUDA device");
     const dlpack::Tensor& tensor = lent->tensor;
-    if (!is_contiguous(tensor))
-      throw std::invalid_argument("expected a C-contiguous array on the CUDA device");
-    return {dtype_of(tensor.dtype),
-            {tensor.shape, tensor.shape + tensor.ndim},
-            {lent, static_cast<char*>(tensor.data) + tensor.byte_offset}};
+    char* data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+    const DeviceArray same(dtype_of(tensor.dtype), {tensor.shape, tensor.shape + tensor.ndim},
+                           {lent, data});
+    return is_contiguous(tensor) ? same : same.copied(tensor.strides);
   }
   DeviceArray reshape(std::vector<std::int64_t> shape) const {
     DeviceArray same(dtype_, std::move(shape), memory_);
@@ -58,7 +58,31 @@ class DeviceArray {
       throw std::invalid_argument("shape: expected one with as many elements");
     return same;
   }
-  DeviceArray ravel() const { return {dtype_, {n_bytes() / dtype_.itemsize()}, memory_}; }
+  DeviceArray ravel() const { return {dtype_, {size()}, memory_}; }
+  // As float32: itself where it is.
+  DeviceArray floats() const {
+    if (dtype_.kind() != 'f') throw std::invalid_argument("expected floating-point numbers");
+    if (dtype_.itemsize() == sizeof(float)) return *this;
+    DeviceArray converted(py::dtype::of<float>(), shape_);
+    const std::int64_t n = size();
+    const int bits = 8 * static_cast<int>(dtype_.itemsize());
+    const py::gil_scoped_release release;
+    cuda::to_floats(data(), bits, n, static_cast<float*>(converted.data()));
+    return converted;
+  }
+  // Some rows, or elements of a vector, one after another.
+  DeviceArray take(const AnyArray<std::int32_t>& rows) const {
+    if (shape_.empty()) throw std::invalid_argument("expected an array of one dimension at least");
+    const VectorView<const std::int32_t> numbers = rows.vector(Device::cuda, "rows");
+    std::vector<std::int64_t> shape = shape_;
+    shape[0] = numbers.size;
+    DeviceArray taken(dtype_, shape);
+    shape[0] = 1;
+    const std::int64_t row_bytes = DeviceArray(dtype_, std::move(shape), memory_).n_bytes();
+    const py::gil_scoped_release release;
+    cuda::take_rows(data(), shape_[0], row_bytes, numbers, taken.data());
+    return taken;
+  }
   explicit DeviceArray(const py::array& array)
       : DeviceArray(array.dtype(), {array.shape(), array.shape() + array.ndim()}) {
     if ((array.flags() & py::array::c_style) == 0)
@@ -114,6 +138,25 @@ class DeviceArray {
   DeviceArray(py::dtype dtype, std::vector<std::int64_t> shape, std::shared_ptr<void> memory)
       : dtype_(std::move(dtype)), shape_(std::move(shape)), memory_(std::move(memory)) {}
 
+  std::int64_t size() const { return n_bytes() / dtype_.itemsize(); }
+
+  // A C-contiguous copy of what lies so many elements apart.
+  DeviceArray copied(const std::int64_t* strides) const {
+    cuda::StridedArray from;
+    from.data = data();
+    from.element_bytes = static_cast<int>(dtype_.itemsize());
+    from.n_dimensions = static_cast<int>(shape_.size());
+    if (from.n_dimensions > cuda::kMostDimensions)
+      throw std::invalid_argument("expected at most " + std::to_string(cuda::kMostDimensions) +
+                                  " dimensions, or a C-contiguous array");
+    std::copy(shape_.begin(), shape_.end(), from.shape);
+    std::copy(strides, strides + shape_.size(), from.strides);
+    const DeviceArray copy(dtype_, shape_);
+    const py::gil_scoped_release release;
+    cuda::copy_strided(from, copy.data());
+    return copy;
+  }
+
   std::uint8_t type_code() const {
     switch (dtype_.kind()) {
       case 'f':
@@ -156,77 +199,5 @@ class Result {
   T* data_ = nullptr;
   py::object object_;
 };
-
-inline py::tuple append(const AnyArray<std::int32_t>& ids, const AnyArray<float>& scores,
-                        const AnyArray<std::int32_t>& told_ids,
-                        const AnyArray<float>& told_scores) {
-  if (!ids.on_device() || !scores.on_device() || !told_ids.on_device() || !told_scores.on_device())
-    throw std::invalid_argument("append: expected arrays on the CUDA device");
-  const cuda::ScoredItems known{ids.matrix(Device::cuda, "ids"),
-                                scores.matrix(Device::cuda, "scores")};
-  const cuda::ScoredItems told{told_ids.matrix(Device::cuda, "told_ids"),
-                               told_scores.matrix(Device::cuda, "told_scores")};
-  const std::int64_t n = known.ids.rows, cols = known.ids.cols + told.ids.cols;
-  const Result<std::int32_t> ids_out(n, cols, true);
-  const Result<float> scores_out(n, cols, true);
-  {
-    const py::gil_scoped_release release;
-    cuda::append(known, told, ids_out.view(), scores_out.view());
-  }
-  return py::make_tuple(ids_out.object(), scores_out.object());
-}
-
-inline bool all_finite(const AnyArray<float>& scores) {
-  if (!scores.on_device()) throw std::invalid_argument("scores: expected on the CUDA device");
-  const VectorView<const float> values = scores.vector(Device::cuda, "scores");
-  const py::gil_scoped_release release;
-  return cuda::all_finite(values);
-}
-
-inline void register_device_array(py::module_& m) {
-  using namespace py::literals;
-  py::class_<DeviceArray>(m, "DeviceArray")
-      .def(py::init<const py::array&>(), "array"_a.noconvert())
-      .def_static(
-          "empty",
-          [](std::vector<std::int64_t> shape, const py::object& dtype) {
-            return DeviceArray(py::dtype::from_args(dtype), std::move(shape));
-          },
-          "shape"_a, "dtype"_a)
-      .def_static("from_dlpack", &DeviceArray::borrow, "array"_a)
-      .def("numpy", &DeviceArray::numpy)
-      .def("ravel", &DeviceArray::ravel)
-      .def("reshape", &DeviceArray::reshape, "shape"_a)
-      .def("__len__",
-           [](const DeviceArray& a) {
-             if (a.shape().empty()) throw py::type_error("len() of an array without dimensions");
-             return a.shape()[0];
-           })
-      .def_property_readonly("dtype", &DeviceArray::dtype)
-      .def_property_readonly("shape",
-                             [](const DeviceArray& a) { return py::tuple(py::cast(a.shape())); })
-      .def("__dlpack_device__",
-           [](const DeviceArray&) { return std::pair<int, int>(dlpack::kCuda, 0); })
-      .def(
-          "__dlpack__",
-          [](const DeviceArray& array, const py::object&, const py::object&,
-             const std::optional<std::pair<int, int>>& device, std::optional<bool> copy) {
-            if (device && *device != std::pair<int, int>(dlpack::kCuda, 0))
-              throw py::buffer_error("dl_device: the array is lent on its own device only");
-            if (copy.value_or(false)) throw py::buffer_error("copy: the array is only lent");
-            return array.lend();
-          },
-          // Nothing is under way on an array that the core has given out: no stream need wait.
-          py::kw_only(), "stream"_a = py::none(), "max_version"_a = py::none(),
-          "dl_device"_a = py::none(), "copy"_a = py::none())
-      .def_property_readonly("__cuda_array_interface__", [](const DeviceArray& array) {
-        return py::dict(
-            "shape"_a = py::tuple(py::cast(array.shape())), "typestr"_a = array.dtype().attr("str"),
-            "data"_a = py::make_tuple(reinterpret_cast<std::uintptr_t>(array.data()), false),
-            "version"_a = 3, "strides"_a = py::none(), "stream"_a = py::none());
-      });
-  m.def("append", &append, "ids"_a, "scores"_a, "told_ids"_a, "told_scores"_a);
-  m.def("all_finite", &all_finite, "scores"_a);
-}
 
 }  // namespace cexnn

@@ -61,7 +61,7 @@ py::object update(const PySearcher& self, const Offsets& indptr, const Ids& indi
                   SearchState* state, int num_threads) {
   const CsrView known = self.known(indptr, indices, &values);
   const MatrixView<const float> prior = priors.matrix(self.device, "priors");
-  const Result<float> factors(prior.rows, prior.cols, priors.on_device());
+  const Result<float> factors(prior.rows, prior.cols, indices.on_device());
   {
     const py::gil_scoped_release release;
     self.searcher->update(known, prior, model, state, num_threads, factors.view());
@@ -75,8 +75,8 @@ py::tuple top_items(const PySearcher& self, const Floats& query_factors, const O
   const MatrixView<const float> queries = query_factors.matrix(self.device, "query_factors");
   const CsrView seen = self.known(indptr, indices, nullptr);
   const std::int64_t n_answers = answers_of(ranking) * queries.rows;
-  const Result<std::int32_t> ids(n_answers, k, query_factors.on_device());
-  const Result<float> approx(n_answers, k, query_factors.on_device());
+  const Result<std::int32_t> ids(n_answers, k, indices.on_device());
+  const Result<float> approx(n_answers, k, indices.on_device());
   {
     const py::gil_scoped_release release;
     self.searcher->top_items(queries, seen, ranking, num_threads, ids.view(), approx.view());
@@ -89,8 +89,8 @@ py::tuple next_items(const PySearcher& self, const Offsets& indptr, const Ids& i
                      SearchState* state, std::int64_t k, int num_threads) {
   const CsrView known = self.known(indptr, indices, &values);
   const MatrixView<const float> prior = priors.matrix(self.device, "priors");
-  const Result<std::int32_t> ids(prior.rows, k, priors.on_device());
-  const Result<float> approx(prior.rows, k, priors.on_device());
+  const Result<std::int32_t> ids(prior.rows, k, indices.on_device());
+  const Result<float> approx(prior.rows, k, indices.on_device());
   {
     const py::gil_scoped_release release;
     self.searcher->next_items(known, prior, model, state, num_threads, ids.view(), approx.view());

@@ -18,7 +18,4 @@ struct ScoredItems {
 void append(const ScoredItems& known, const ScoredItems& told, MatrixView<std::int32_t> ids_out,
             MatrixView<float> scores_out);
 
-// Whether none is infinite or no number.
-bool all_finite(VectorView<const float> scores);
-
 }  // namespace cexnn::cuda

@@ -46,6 +46,35 @@ def table_scorer():
     return TableScorer
 
 
+class Bus:
+    """What the emulation of CUDA says of copies across the bus."""
+
+    def __init__(self, path, monkeypatch):
+        self.path, self.monkeypatch = path, monkeypatch
+
+    def bytes_of(self, call):
+        """Return bytes to the device and from it, and what the call returns."""
+        self.path.write_text("")
+        with self.monkeypatch.context() as patch:
+            patch.setenv("CUDA_EMULATION_COPIES", str(self.path))
+            returned = call()
+        total = {"up": 0, "down": 0}
+        for way, size in map(str.split, self.path.read_text().splitlines()):
+            total[way] += int(size)
+        return total["up"], total["down"], returned
+
+
+@pytest.fixture
+def bus(tmp_path, monkeypatch):
+    """Counts what crosses the bus; skipped but for the emulation."""
+    if not _core.cuda_available():
+        pytest.skip("no CUDA device, or a build without CUDA")
+    found = Bus(tmp_path / "copies", monkeypatch)
+    if found.bytes_of(lambda: _core.DeviceArray(np.zeros(3)))[:2] != (24, 0):
+        pytest.skip("only the emulation tells what crosses the bus")
+    return found
+
+
 class World:
     """A small corpus: a low-rank cross-encoder that a dual encoder knows in part."""
 

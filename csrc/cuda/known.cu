@@ -8,16 +8,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-struct Space {
-  Stream stream;
-  DeviceBuffer<int> flag{1};
-};
-
-Space& space() {
-  thread_local Space mine;
-  return mine;
-}
-
 __global__ void __launch_bounds__(kThreads)
     append_kernel(ScoredItems known, ScoredItems told, MatrixView<std::int32_t> ids,
                   MatrixView<float> scores) {
@@ -31,12 +21,6 @@ __global__ void __launch_bounds__(kThreads)
   scores.data[e] = from.scores.data[at];
 }
 
-__global__ void __launch_bounds__(kThreads)
-    finite_kernel(VectorView<const float> scores, int* flag) {
-  const std::int64_t e = std::int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (e < scores.size && (__float_as_uint(scores.data[e]) & 0x7F800000U) == 0x7F800000U) *flag = 1;
-}
-
 }  // namespace
 
 void append(const ScoredItems& known, const ScoredItems& told, MatrixView<std::int32_t> ids_out,
@@ -48,19 +32,10 @@ void append(const ScoredItems& known, const ScoredItems& told, MatrixView<std::i
   if (ids_out.cols != cols || scores_out.rows != n || scores_out.cols != cols)
     throw std::invalid_argument("ids_out: expected (n, a + b)");
   const OnFirstDevice device;
-  const Stream& stream = space().stream;
+  thread_local const Stream stream;
   launch(append_kernel, blocks_for(n * cols, kThreads), dim3(kThreads), 0, stream, known, told,
          ids_out, scores_out);
   stream.wait();
-}
-
-bool all_finite(VectorView<const float> scores) {
-  const OnFirstDevice device;
-  Space& mine = space();
-  fill_zero(mine.flag.data(), 1, mine.stream);
-  launch(finite_kernel, blocks_for(scores.size, kThreads), dim3(kThreads), 0, mine.stream, scores,
-         mine.flag.data());
-  return fetch(mine.flag.data(), mine.stream) == 0;
 }
 
 }  // namespace cexnn::cuda

@@ -3,6 +3,8 @@
 
 #include "../als.hpp"
 #include "../device.hpp"
+#include "../device_arrays.hpp"
+#include "../embedding_map.hpp"
 #include "../known.hpp"
 #include "../pack.hpp"
 #include "../searcher.hpp"
@@ -37,7 +39,17 @@ void append(const ScoredItems&, const ScoredItems&, MatrixView<std::int32_t>, Ma
   refuse();
 }
 
-bool all_finite(VectorView<const float>) { refuse(); }
+void copy_strided(const StridedArray&, void*) { refuse(); }
+
+void to_floats(const void*, int, std::int64_t, float*) { refuse(); }
+
+void take_rows(const void*, std::int64_t, std::int64_t, VectorView<const std::int32_t>, void*) {
+  refuse();
+}
+
+bool all_within(VectorView<const float>, float) { refuse(); }
+
+void map_embeddings(MatrixView<const float>, const EmbeddingMap&, MatrixView<float>) { refuse(); }
 
 void pack_pairs(const TokenLists&, const TokenLists&, VectorView<const std::int32_t>,
                 VectorView<const std::int32_t>, const PairFormat&, std::int64_t,

@@ -23,6 +23,13 @@ inline double largest_norm(MatrixView<const float> rows) {
   return largest;
 }
 
+// norms[r] = |row r|^2, by a warp.
+__global__ void norms_kernel(MatrixView<const float> rows, double* norms) {
+  const float* row = rows.data + std::int64_t{blockIdx.x} * rows.cols;
+  const double sum = warp_dot_of(static_cast<int>(rows.cols), row, row);
+  if (threadIdx.x == 0) norms[blockIdx.x] = sum;
+}
+
 // Each query's inverse Cholesky factor, in one allocation: 4 n^2 bytes for n scores. Where it has
 // to grow, it gets room for half as many more, and 128 at least: an allocation may take as long as
 // a scan.
@@ -46,20 +53,21 @@ class CudaSearchState final : public SearchState {
   std::int64_t n_queries() const { return static_cast<std::int64_t>(queries_.size()); }
   int n_done(std::int64_t q) const { return queries_[static_cast<std::size_t>(q)].n_done; }
 
-  // Of the priors of the queries from `first` on, which lie on the device and come to the host in
-  // the first round only.
+  // Of the priors of the queries from `first` on, which lie on the device. Their norms come to the
+  // host in the first round only.
   double largest_prior_norm(MatrixView<const float> priors, std::int64_t first,
                             const Stream& stream) {
     Query* queries = queries_.data() + first;
     double largest = 0.0;
     if (std::any_of(queries, queries + priors.rows,
                     [](const Query& query) { return query.prior_norm < 0.0; })) {
-      std::vector<float> fetched(static_cast<std::size_t>(priors.rows * priors.cols));
-      copy<float>(priors.data, fetched.data(), priors.rows * priors.cols, stream);
+      norms_.reserve(priors.rows);
+      launch(norms_kernel, dim3(unsigned(priors.rows)), dim3(32), 0, stream, priors, norms_.data());
+      std::vector<double> fetched(static_cast<std::size_t>(priors.rows));
+      copy<double>(norms_.data(), fetched.data(), priors.rows, stream);
       stream.wait();
-      const MatrixView<const float> here{fetched.data(), priors.rows, priors.cols};
       for (std::int64_t q = 0; q < priors.rows; ++q)
-        queries[q].prior_norm = largest_norm({here.row(q), 1, here.cols});
+        queries[q].prior_norm = fetched[static_cast<std::size_t>(q)];
     }
     for (std::int64_t q = 0; q < priors.rows; ++q)
       largest = std::max(largest, queries[q].prior_norm);
@@ -127,6 +135,7 @@ class CudaSearchState final : public SearchState {
 
   std::vector<Query> queries_;
   DeviceBuffer<double> memory_;
+  DeviceBuffer<double> norms_;
 };
 
 }  // namespace cexnn::cuda

@@ -6,8 +6,8 @@ Arrays are C-contiguous and of exactly the type given; nothing is converted. ``i
 
 With "cuda" every array but ``indptr`` may also lie on the device: a `DeviceArray`, or whatever else
 lends itself by DLPack, a tensor of torch or an array of CuPy. It is used where it lies. Results are
-`DeviceArray` then: those of ``ridge`` if ``factors`` is on the device, of ``update`` and
-``next_items`` if ``priors``, of ``top_items`` if ``query_factors``, of ``posterior`` if ``items``.
+`DeviceArray` then: those of ``ridge`` if ``factors`` is on the device, of ``update``,
+``next_items`` and ``top_items`` if ``indices``, of ``posterior`` if ``items``.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,9 @@ def pack_pairs(
 class DeviceArray:
     """An array on the CUDA device; ``DeviceArray(array)`` copies NumPy's there, `numpy` back.
 
-    ``from_dlpack`` borrows another library's, ``ravel`` and ``reshape`` have the same memory.
+    C-contiguous. ``from_dlpack`` borrows another library's, or copies it on the device where it is
+    not contiguous; ``ravel`` and ``reshape`` have the same memory. ``floats``: as float32, itself
+    if it is. ``take``: some rows, or elements of a vector.
     """
 
     def __init__(self, array: NDArray[Any]) -> None: ...
@@ -73,6 +75,8 @@ class DeviceArray:
     def from_dlpack(array: _OnDevice) -> DeviceArray: ...
     def numpy(self) -> NDArray[Any]: ...
     def ravel(self) -> DeviceArray: ...
+    def floats(self) -> DeviceArray: ...
+    def take(self, rows: _Ids | _OnDevice) -> DeviceArray: ...
     def reshape(self, shape: Sequence[int]) -> DeviceArray: ...
     def __len__(self) -> int: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
@@ -90,7 +94,8 @@ class DeviceArray:
 def append(
     ids: _OnDevice, scores: _OnDevice, told_ids: _OnDevice, told_scores: _OnDevice
 ) -> tuple[DeviceArray, DeviceArray]: ...
-def all_finite(scores: _OnDevice) -> bool: ...
+def all_finite(values: _OnDevice, most: float = ...) -> bool: ...
+def map_embeddings(embeddings: _OnDevice, scale: float, map: _OnDevice) -> DeviceArray: ...
 
 class AlsSolver:
     def __init__(
@@ -147,14 +152,14 @@ class Searcher:
         indptr: _Offsets,
         indices: _Ids,
         values: _Floats,
-        priors: _Floats,
+        priors: _Floats | _OnDevice,
         model: QueryModel,
         state: SearchState | None,
         num_threads: int,
     ) -> _Floats: ...
     def top_items(
         self,
-        query_factors: _Floats,
+        query_factors: _Floats | _OnDevice,
         indptr: _Offsets,
         indices: _Ids,
         k: int,
@@ -166,7 +171,7 @@ class Searcher:
         indptr: _Offsets,
         indices: _Ids,
         values: _Floats,
-        priors: _Floats,
+        priors: _Floats | _OnDevice,
         model: QueryModel,
         items: _Ids,
         state: SearchState | None,
@@ -177,7 +182,7 @@ class Searcher:
         indptr: _Offsets,
         indices: _Ids,
         values: _Floats,
-        priors: _Floats,
+        priors: _Floats | _OnDevice,
         model: QueryModel,
         state: SearchState | None,
         k: int,

@@ -5,11 +5,11 @@ a tensor of torch, an array of CuPy.
 
 - In the host's memory it is used where it lies. As with NumPy's own, only what is of another type
   than wanted, or not C-contiguous, is converted, and so copied.
-- On a CUDA device it comes to the host in one transfer, when the argument is checked. It must be
-  C-contiguous there, on CUDA's first device. Embeddings, priors and opening items are worked on on
-  the host before they reach a searcher, wherever that is.
-- Pairs and scores alone stay on the device from round to round: of a search of an index there whose
-  scorer has ``pairs_device = "cuda"``; see `cexnn.device_session`.
+- On CUDA's first device it is used where it lies, too, where what it is for runs there: a query's
+  embeddings by a search of an index there, pairs and scores by one whose scorer has
+  ``pairs_device = "cuda"`` (`cexnn.device_session`). What is of another type, or not C-contiguous,
+  is converted on the device. All else comes to the host in one transfer, when the argument is
+  checked.
 - What cannot be lent is a `ValueError` that names the argument: a type that NumPy does not have
   (bfloat16: ``tensor.float()``), a tensor that requires a gradient (``tensor.detach()``), one
   that is sparse.
@@ -67,10 +67,12 @@ def to_numpy(name: str, array: Any) -> NDArray[Any]:
 def to_cuda(name: str, array: Any) -> _core.DeviceArray:
     """Return an array that lies on the device as it is, any other as a copy there.
 
+    One that is not C-contiguous is copied, too.
+
     Raises
     ------
     ValueError
-        It cannot be lent, or is on the device, but not C-contiguous.
+        It cannot be lent.
     """
     if isinstance(array, _core.DeviceArray):
         return array

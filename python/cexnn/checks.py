@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn.arrays import to_numpy
+from cexnn import _core
+from cexnn.arrays import on_cuda, to_cuda, to_numpy
 
 __all__ = [
     "LARGEST_SEED",
@@ -20,6 +21,7 @@ __all__ = [
     "check_ids",
     "check_int",
     "check_matrix",
+    "check_matrix_for",
 ]
 
 LARGEST = 2**63 - 1
@@ -93,15 +95,7 @@ def check_matrix(
         Another number of dimensions, shape or dtype, NaN or infinity.
     """
     array = to_numpy(name, value)
-    wanted = f"({'n' if rows is None else rows}, {'d' if cols is None else cols})"
-    if (
-        array.ndim != 2
-        or (rows is not None and array.shape[0] != rows)
-        or (cols is not None and array.shape[1] != cols)
-    ):
-        raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
-    if array.dtype.kind != "f":
-        raise ValueError(f"{name}: expected floating-point numbers, got dtype {array.dtype}")
+    _check_floats(name, array, rows, cols)
     with np.errstate(over="ignore"):  # too large for float32 becomes infinite: refused below
         converted = np.ascontiguousarray(array, dtype=np.float32)
     if not _all_finite(converted):
@@ -110,6 +104,43 @@ def check_matrix(
             f"{name}: expected finite float32 numbers, got {array[row, col]} at [{row}, {col}]"
         )
     return converted
+
+
+def check_matrix_for(
+    device: str, name: str, value: Any, *, rows: int | None = None, cols: int | None = None
+) -> NDArray[np.float32] | _core.DeviceArray:
+    """Return a matrix as `check_matrix` does, but on the CUDA device what lies and is used there.
+
+    What is float64, float16 or not C-contiguous is converted on the device; of what is not finite
+    all comes to the host, to be named.
+
+    Raises
+    ------
+    ValueError
+        As `check_matrix`.
+    """
+    if device != "cuda" or not on_cuda(value):
+        return check_matrix(name, value, rows=rows, cols=cols)
+    array = to_cuda(name, value)
+    _check_floats(name, array, rows, cols)
+    converted = array.floats()
+    if not _core.all_finite(converted.ravel()):
+        check_matrix(name, array.numpy())
+    return converted
+
+
+def _check_floats(
+    name: str, array: NDArray[Any] | _core.DeviceArray, rows: int | None, cols: int | None
+) -> None:
+    wanted = f"({'n' if rows is None else rows}, {'d' if cols is None else cols})"
+    if (
+        len(array.shape) != 2
+        or (rows is not None and array.shape[0] != rows)
+        or (cols is not None and array.shape[1] != cols)
+    ):
+        raise ValueError(f"{name}: expected shape {wanted}, got {array.shape}")
+    if array.dtype.kind != "f":
+        raise ValueError(f"{name}: expected floating-point numbers, got dtype {array.dtype}")
 
 
 def _all_finite(array: NDArray[np.float32]) -> bool:

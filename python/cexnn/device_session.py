@@ -3,9 +3,9 @@
 Such a search finds what any other does, score for score. Where the model takes scores as they are,
 neither ids nor scores cross the bus from round to round: at most 128 bytes a query go to the
 device, which say how many scores it has and where they are, and 4 bytes a query and 32 come back,
-which tell whether all went well. Once a search, the opening is chosen on the host, the queries'
-priors (which come back once, for their norms) and the numbers of their rows go to the device,
-and the result comes back.
+which tell whether all went well. Once a search, the opening is chosen on the host and the numbers
+of its rows go to the device; so do the queries' priors, unless they were made there of embeddings
+that lie there. Their norms come back, 8 bytes a query, and the result.
 
 The others keep what they know on the host, and their pairs go to the device, and their scores come
 back, once a round:
@@ -37,14 +37,12 @@ class _There(NamedTuple):
 
     Attributes
     ----------
-    priors : (n_queries, n_factors) float32
     ids, scores : (n_queries, n_known) int32 and float32
         In the order of scoring.
     asked : (n_queries, size) int32, optional
         Items that wait for a score.
     """
 
-    priors: _core.DeviceArray
     ids: _core.DeviceArray
     scores: _core.DeviceArray
     asked: _core.DeviceArray | None = None
@@ -71,7 +69,6 @@ class DeviceSession(Session):
         if self._there is None and self._round == 0 and self._can_stay():
             n = self.n_queries
             self._there = _There(
-                _core.DeviceArray(self._priors),
                 _core.DeviceArray.empty((n, 0), "int32"),
                 _core.DeviceArray.empty((n, 0), "float32"),
             )
@@ -97,7 +94,7 @@ class DeviceSession(Session):
                 ids, known = _core.append(
                     there.ids, there.scores, there.asked, told.reshape(there.asked.shape)
                 )
-                self._there = _There(there.priors, ids, known)
+                self._there = _There(ids, known)
                 return
         self._come_home()
         super().tell(scores, allow_missing=allow_missing)
@@ -126,13 +123,13 @@ class DeviceSession(Session):
             short = bool((opening < 0).any())
             asked = _core.DeviceArray(opening)
         else:
-            searcher: Any = self._searcher  # its results lie where the priors do
+            searcher: Any = self._searcher  # its results lie where the known ids do
             indptr = np.arange(self.n_queries + 1, dtype=np.int64) * there.ids.shape[1]
             asked, approximate = searcher.next_items(
                 indptr,
                 there.ids.ravel(),
                 there.scores.ravel(),
-                there.priors,
+                self._priors,
                 self._model,
                 self._state,
                 size,

@@ -16,10 +16,11 @@ from cexnn.schedule import SHORTLIST, round_sizes
 from cexnn.searched import AnySearcher
 from cexnn.trace import SearchTrace
 
-__all__ = ["SearchResult", "Session"]
+__all__ = ["Priors", "SearchResult", "Session"]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
+Priors = FloatArray | _core.DeviceArray  # on the device: of a searcher there
 _Known = tuple[NDArray[np.int64], IdArray, FloatArray]
 
 
@@ -37,7 +38,7 @@ class Session:
         How scores become a query's factors, and whether item offsets count. The priors' best items
         open the search; if they count, those without them and those with them in turn.
     priors : (n_queries, n_factors) float32
-        Query factors before any score is known.
+        Query factors before any score is known; on the device, if the searcher is there.
     n_items, k, budget, rounds, num_threads : int
         As `Index.search` takes them, checked.
     first : (n_queries, c) int32, optional
@@ -60,7 +61,7 @@ class Session:
         self,
         searcher: AnySearcher,
         model: _core.QueryModel,
-        priors: FloatArray,
+        priors: Priors,
         *,
         n_items: int,
         k: int,
@@ -283,10 +284,10 @@ class Session:
         if self._estimates is not None:
             self._estimates = self._estimates[going]
         kept = np.flatnonzero(going).astype(np.int32)
-        grown, fresh = self._state, self._searcher.make_state(len(kept))
+        priors, grown, fresh = self._priors, self._state, self._searcher.make_state(len(kept))
         self._running, self._priors, self._planned, self._state = (
             self._running[going],
-            self._priors[going],
+            priors.take(kept) if isinstance(priors, _core.DeviceArray) else priors[kept],
             ids[going],
             fresh,  # all at once; an interrupt from here on only costs what had been grown
         )

@@ -8,13 +8,15 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn import _core
+from cexnn.arrays import to_cuda
 from cexnn.checks import (
     MAX_SIZE,
     check_choice,
     check_float,
     check_ids,
     check_int,
-    check_matrix,
+    check_matrix_for,
 )
 from cexnn.device import resolve_num_threads
 from cexnn.device_session import DeviceSession
@@ -23,7 +25,7 @@ from cexnn.known_scores import Units
 from cexnn.learned import Learned
 from cexnn.schedule import check_stop, resolve_rounds
 from cexnn.score_map import drawn_in, standardised
-from cexnn.search import Session
+from cexnn.search import Priors, Session
 from cexnn.searched import ItemsAsTheyAre
 from cexnn.trace import SearchTrace
 
@@ -61,7 +63,7 @@ def start_session(
     k: int = 10,
     budget: int = 100,
     rounds: int | str = 5,
-    query_embeddings: FloatArray | None = None,
+    query_embeddings: Any = None,
     first: Any = None,
     exclude: Any = None,
     only: Any = None,
@@ -91,7 +93,9 @@ def start_session(
     model, calibrated = items.learned.model, update == "calibrated"
     learned_rounds = items.learned.rounds if calibrated else ()
     start = time.perf_counter()
-    priors = _priors(items.learned, n_queries, query_embeddings, opened=opening is not None)
+    priors = _priors(items, n_queries, query_embeddings, opened=opening is not None)
+    if pairs_device == "cuda":
+        priors = to_cuda("priors", priors)
     if trace is not None:
         trace.prior_ms = (time.perf_counter() - start) * 1e3
     return (DeviceSession if pairs_device == "cuda" else Session)(
@@ -130,9 +134,13 @@ def _units(learned: Learned, *, calibrated: bool) -> Units | None:
 
 
 def _priors(
-    learned: Learned, n_queries: int, query_embeddings: FloatArray | None, *, opened: bool
-) -> FloatArray:
-    """Query factors before any score is known, (n_queries, n_factors) float32."""
+    items: ItemsAsTheyAre, n_queries: int, query_embeddings: Any, *, opened: bool
+) -> Priors:
+    """Query factors before any score is known, (n_queries, n_factors) float32.
+
+    They are made where the embeddings are, if the searches run there.
+    """
+    learned = items.learned
     if query_embeddings is None:
         if not learned.in_score_units and not opened:
             raise ValueError(
@@ -142,10 +150,20 @@ def _priors(
         return np.tile(learned.mean_query, (n_queries, 1))
     if learned.n_dims is None:
         raise ValueError("query_embeddings: expected None, the index was built without any")
-    given = check_matrix("query_embeddings", query_embeddings, rows=n_queries, cols=learned.n_dims)
-    with np.errstate(over="ignore", invalid="ignore"):
-        found = query_priors(given, learned.query_scale, learned.query_map, learned.mean_query)
-    if not np.isfinite(found).all() or np.abs(found).max(initial=0) > MAX_FACTOR:
+    given = check_matrix_for(
+        items.device, "query_embeddings", query_embeddings, rows=n_queries, cols=learned.n_dims
+    )
+    found: Priors
+    if isinstance(given, _core.DeviceArray):
+        if learned.query_scale == 0 and len(learned.query_map) == 0:
+            return np.tile(learned.mean_query, (n_queries, 1))
+        found = _core.map_embeddings(given, learned.query_scale, items.query_map)
+        small = _core.all_finite(found.ravel(), MAX_FACTOR)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = query_priors(given, learned.query_scale, learned.query_map, learned.mean_query)
+        small = bool((np.abs(found) <= MAX_FACTOR).all())
+    if not small:
         raise ValueError(
             "query_embeddings: expected numbers of the build's size, got far larger ones"
         )

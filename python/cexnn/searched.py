@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = ["AnySearcher", "ItemsAsTheyAre", "Searched", "SomeItems"]
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
 _Offsets = NDArray[np.int64]
+_Rows = FloatArray | _core.DeviceArray
 
 
 class SomeItems:
@@ -43,7 +45,7 @@ class SomeItems:
         return self._searcher.update(indptr, self._rows(indices), *told)
 
     def top_items(
-        self, query_factors: FloatArray, indptr: _Offsets, indices: IdArray, *wanted: Any
+        self, query_factors: _Rows, indptr: _Offsets, indices: IdArray, *wanted: Any
     ) -> tuple[IdArray, FloatArray]:
         """Return the ids of the best items not seen, and their approximate scores."""
         seen = self._rows(indices)
@@ -55,7 +57,7 @@ class SomeItems:
         indptr: _Offsets,
         indices: IdArray,
         values: FloatArray,
-        priors: FloatArray,
+        priors: _Rows,
         model: _core.QueryModel,
         items: IdArray,
         *rest: Any,
@@ -131,6 +133,11 @@ class ItemsAsTheyAre:
         self.removed = np.flatnonzero(np.isneginf(offsets)).astype(np.int32)
         searcher = self._searcher(learned.item_factors, offsets, learned.compact)
         self._all = Searched(searcher, _any(offsets), len(offsets) - len(self.removed))
+
+    @cached_property
+    def query_map(self) -> _core.DeviceArray:
+        """The map of query embeddings to factors, on the device: brought there once."""
+        return _core.DeviceArray(np.ascontiguousarray(self.learned.query_map))
 
     def searched(self, *, only: Any = None, exclude: Any = None) -> Searched:
         """Return the items that a search may find; see `Index.search`.

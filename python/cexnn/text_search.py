@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from cexnn.checks import check_matrix
+from cexnn.checks import check_matrix_for
 from cexnn.index import Index
 from cexnn.items import check_texts, check_unicode
 from cexnn.known_items import Hit, KnownItems
@@ -30,7 +30,7 @@ class AsyncOptions(TypedDict, total=False):
     first: Sequence[Sequence[Any]] | None
     exclude: Iterable[Any]
     only: Iterable[Any] | None
-    query_embeddings: FloatArray | None
+    query_embeddings: Any
     num_threads: int | None
     deadline_ms: float | None
     trace: bool
@@ -64,7 +64,7 @@ class SearchableTexts:
         first: Sequence[Sequence[Any]] | None = None,
         exclude: Iterable[Any] = (),
         only: Iterable[Any] | None = None,
-        query_embeddings: FloatArray | None = None,
+        query_embeddings: Any = None,
         num_threads: int | None = None,
         progress: bool = False,
         deadline_ms: float | None = None,
@@ -142,7 +142,7 @@ class SearchableTexts:
         first: Sequence[Sequence[Any]] | None = None,
         exclude: Iterable[Any] = (),
         only: Iterable[Any] | None = None,
-        query_embeddings: FloatArray | None = None,
+        query_embeddings: Any = None,
         num_threads: int | None = None,
         progress: bool = False,
         deadline_ms: float | None = None,
@@ -261,11 +261,12 @@ class SearchableTexts:
             None if only is None else self._items.rows("only", only),
         )
 
-    def _embedded(self, queries: list[str]) -> FloatArray | None:
+    def _embedded(self, queries: list[str]) -> Any:
         if self._encoder is None:
             return None
-        return check_matrix(
-            "encoder(texts)", self._encoder(queries), rows=len(queries), cols=self._n_dims
+        shape = {"rows": len(queries), "cols": self._n_dims}
+        return check_matrix_for(
+            self._index.device, "encoder(texts)", self._encoder(queries), **shape
         )
 
 

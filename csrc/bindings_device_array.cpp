@@ -1,0 +1,110 @@
+// Arrays on the CUDA device, and what is done with them there.
+#include "bindings_device_array.hpp"
+
+#include <limits>
+
+#include "bindings.hpp"
+#include "embedding_map.hpp"
+#include "known.hpp"
+
+namespace cexnn {
+namespace {
+
+py::tuple append(const AnyArray<std::int32_t>& ids, const AnyArray<float>& scores,
+                 const AnyArray<std::int32_t>& told_ids, const AnyArray<float>& told_scores) {
+  if (!ids.on_device() || !scores.on_device() || !told_ids.on_device() || !told_scores.on_device())
+    throw std::invalid_argument("append: expected arrays on the CUDA device");
+  const cuda::ScoredItems known{ids.matrix(Device::cuda, "ids"),
+                                scores.matrix(Device::cuda, "scores")};
+  const cuda::ScoredItems told{told_ids.matrix(Device::cuda, "told_ids"),
+                               told_scores.matrix(Device::cuda, "told_scores")};
+  const std::int64_t n = known.ids.rows, cols = known.ids.cols + told.ids.cols;
+  const Result<std::int32_t> ids_out(n, cols, true);
+  const Result<float> scores_out(n, cols, true);
+  {
+    const py::gil_scoped_release release;
+    cuda::append(known, told, ids_out.view(), scores_out.view());
+  }
+  return py::make_tuple(ids_out.object(), scores_out.object());
+}
+
+bool all_finite(const AnyArray<float>& values, float most) {
+  if (!values.on_device()) throw std::invalid_argument("values: expected on the CUDA device");
+  const VectorView<const float> numbers = values.vector(Device::cuda, "values");
+  const py::gil_scoped_release release;
+  return cuda::all_within(numbers, most);
+}
+
+py::object map_embeddings(const Floats& embeddings, float scale, const Floats& by) {
+  if (!embeddings.on_device() || !by.on_device())
+    throw std::invalid_argument("map_embeddings: expected arrays on the CUDA device");
+  const MatrixView<const float> rows = embeddings.matrix(Device::cuda, "embeddings");
+  cuda::EmbeddingMap map;
+  map.scale = scale;
+  std::int64_t n_factors = rows.cols;
+  if (by.n_dimensions() == 1) {
+    map.network = by.vector(Device::cuda, "map");
+  } else if (by.matrix(Device::cuda, "map").rows > 0) {
+    map.matrix = by.matrix(Device::cuda, "map");
+    n_factors = map.matrix.cols;
+  }
+  const Result<float> out(rows.rows, n_factors, true);
+  {
+    const py::gil_scoped_release release;
+    cuda::map_embeddings(rows, map, out.view());
+  }
+  return out.object();
+}
+
+}  // namespace
+
+void register_device_array(py::module_& m) {
+  using namespace py::literals;
+  py::class_<DeviceArray>(m, "DeviceArray")
+      .def(py::init<const py::array&>(), "array"_a.noconvert())
+      .def_static(
+          "empty",
+          [](std::vector<std::int64_t> shape, const py::object& dtype) {
+            return DeviceArray(py::dtype::from_args(dtype), std::move(shape));
+          },
+          "shape"_a, "dtype"_a)
+      .def_static("from_dlpack", &DeviceArray::borrow, "array"_a)
+      .def("numpy", &DeviceArray::numpy)
+      .def("floats", &DeviceArray::floats)
+      .def("take", &DeviceArray::take, "rows"_a)
+      .def("ravel", &DeviceArray::ravel)
+      .def("reshape", &DeviceArray::reshape, "shape"_a)
+      .def("__len__",
+           [](const DeviceArray& a) {
+             if (a.shape().empty()) throw py::type_error("len() of an array without dimensions");
+             return a.shape()[0];
+           })
+      .def_property_readonly("dtype", &DeviceArray::dtype)
+      .def_property_readonly("shape",
+                             [](const DeviceArray& a) { return py::tuple(py::cast(a.shape())); })
+      .def("__dlpack_device__",
+           [](const DeviceArray&) { return std::pair<int, int>(dlpack::kCuda, 0); })
+      .def(
+          "__dlpack__",
+          [](const DeviceArray& array, const py::object&, const py::object&,
+             const std::optional<std::pair<int, int>>& device, std::optional<bool> copy) {
+            if (device && *device != std::pair<int, int>(dlpack::kCuda, 0))
+              throw py::buffer_error("dl_device: the array is lent on its own device only");
+            if (copy.value_or(false)) throw py::buffer_error("copy: the array is only lent");
+            return array.lend();
+          },
+          // Nothing is under way on an array that the core has given out: no stream need wait.
+          py::kw_only(), "stream"_a = py::none(), "max_version"_a = py::none(),
+          "dl_device"_a = py::none(), "copy"_a = py::none())
+      .def_property_readonly("__cuda_array_interface__", [](const DeviceArray& array) {
+        return py::dict(
+            "shape"_a = py::tuple(py::cast(array.shape())), "typestr"_a = array.dtype().attr("str"),
+            "data"_a = py::make_tuple(reinterpret_cast<std::uintptr_t>(array.data()), false),
+            "version"_a = 3, "strides"_a = py::none(), "stream"_a = py::none());
+      });
+  m.def("append", &append, "ids"_a, "scores"_a, "told_ids"_a, "told_scores"_a);
+  m.def("all_finite", &all_finite, "values"_a, "most"_a = std::numeric_limits<float>::max());
+  m.def("map_embeddings", &map_embeddings, "embeddings"_a, "scale"_a, "map"_a);
+}
+
+}  // namespace cexnn
