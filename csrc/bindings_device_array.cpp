@@ -10,22 +10,20 @@
 namespace cexnn {
 namespace {
 
-py::tuple append(const AnyArray<std::int32_t>& ids, const AnyArray<float>& scores,
-                 const AnyArray<std::int32_t>& told_ids, const AnyArray<float>& told_scores) {
-  if (!ids.on_device() || !scores.on_device() || !told_ids.on_device() || !told_scores.on_device())
-    throw std::invalid_argument("append: expected arrays on the CUDA device");
+void append(const Ids& ids, const Floats& scores, const Ids& told_ids, const Floats& told_scores,
+            Ids ids_out, Floats scores_out) {
+  if (!ids.on_device() || !told_ids.on_device() || !ids_out.on_device())
+    throw std::invalid_argument("ids: expected on the CUDA device");
+  if (!scores.on_device() || !told_scores.on_device() || !scores_out.on_device())
+    throw std::invalid_argument("scores: expected on the CUDA device");
   const cuda::ScoredItems known{ids.matrix(Device::cuda, "ids"),
                                 scores.matrix(Device::cuda, "scores")};
   const cuda::ScoredItems told{told_ids.matrix(Device::cuda, "told_ids"),
                                told_scores.matrix(Device::cuda, "told_scores")};
-  const std::int64_t n = known.ids.rows, cols = known.ids.cols + told.ids.cols;
-  const Result<std::int32_t> ids_out(n, cols, true);
-  const Result<float> scores_out(n, cols, true);
-  {
-    const py::gil_scoped_release release;
-    cuda::append(known, told, ids_out.view(), scores_out.view());
-  }
-  return py::make_tuple(ids_out.object(), scores_out.object());
+  const MatrixView<std::int32_t> all_ids = ids_out.writable(Device::cuda, "ids_out");
+  const MatrixView<float> all_scores = scores_out.writable(Device::cuda, "scores_out");
+  const py::gil_scoped_release release;
+  cuda::append(known, told, all_ids, all_scores);
 }
 
 bool all_finite(const AnyArray<float>& values, float most) {
@@ -74,6 +72,7 @@ void register_device_array(py::module_& m) {
       .def("take", &DeviceArray::take, "rows"_a)
       .def("ravel", &DeviceArray::ravel)
       .def("reshape", &DeviceArray::reshape, "shape"_a)
+      .def("__getitem__", &DeviceArray::some, "rows"_a)
       .def("__len__",
            [](const DeviceArray& a) {
              if (a.shape().empty()) throw py::type_error("len() of an array without dimensions");
@@ -102,7 +101,8 @@ void register_device_array(py::module_& m) {
             "data"_a = py::make_tuple(reinterpret_cast<std::uintptr_t>(array.data()), false),
             "version"_a = 3, "strides"_a = py::none(), "stream"_a = py::none());
       });
-  m.def("append", &append, "ids"_a, "scores"_a, "told_ids"_a, "told_scores"_a);
+  m.def("append", &append, "ids"_a, "scores"_a, "told_ids"_a, "told_scores"_a, "ids_out"_a,
+        "scores_out"_a);
   m.def("all_finite", &all_finite, "values"_a, "most"_a = std::numeric_limits<float>::max());
   m.def("map_embeddings", &map_embeddings, "embeddings"_a, "scale"_a, "map"_a);
 }

@@ -58,6 +58,17 @@ class DeviceArray {
       throw std::invalid_argument("shape: expected one with as many elements");
     return same;
   }
+  // Rows of the first axis, which lie where they lay.
+  DeviceArray some(const py::slice& rows) const {
+    if (shape_.empty()) throw py::index_error("an array without dimensions has no rows");
+    py::ssize_t begin = 0, end = 0, step = 0, n = 0;
+    if (!rows.compute(shape_[0], &begin, &end, &step, &n)) throw py::error_already_set();
+    if (step != 1) throw std::invalid_argument("rows: expected a step of 1");
+    std::vector<std::int64_t> shape = shape_;
+    shape[0] = n;
+    const std::int64_t bytes_before = shape_[0] == 0 ? 0 : n_bytes() / shape_[0] * begin;
+    return {dtype_, std::move(shape), {memory_, static_cast<char*>(data()) + bytes_before}};
+  }
   DeviceArray ravel() const { return {dtype_, {size()}, memory_}; }
   // As float32: itself where it is.
   DeviceArray floats() const {

@@ -56,6 +56,17 @@ PySearcher py_make_searcher(const Floats& item_factors, const std::optional<Floa
   return {make_searcher(device, items, offsets, compact), items.rows, device};
 }
 
+void next_items_into(const PySearcher& self, const Offsets& indptr, const Ids& indices,
+                     const Floats& values, const Floats& priors, const QueryModel& model,
+                     SearchState* state, int num_threads, Ids ids_out, Floats approx_out) {
+  const CsrView known = self.known(indptr, indices, &values);
+  const MatrixView<const float> prior = priors.matrix(self.device, "priors");
+  const MatrixView<std::int32_t> ids = ids_out.writable(self.device, "ids_out");
+  const MatrixView<float> approx = approx_out.writable(self.device, "approx_out");
+  const py::gil_scoped_release release;
+  self.searcher->next_items(known, prior, model, state, num_threads, ids, approx);
+}
+
 py::object update(const PySearcher& self, const Offsets& indptr, const Ids& indices,
                   const Floats& values, const Floats& priors, const QueryModel& model,
                   SearchState* state, int num_threads) {
@@ -157,7 +168,9 @@ void register_searcher(py::module_& m) {
       .def("posterior", &posterior, "indptr"_a.noconvert(), "indices"_a, "values"_a, "priors"_a,
            "model"_a, "items"_a, "state"_a, "num_threads"_a)
       .def("next_items", &next_items, "indptr"_a.noconvert(), "indices"_a, "values"_a, "priors"_a,
-           "model"_a, "state"_a, "k"_a, "num_threads"_a);
+           "model"_a, "state"_a, "k"_a, "num_threads"_a)
+      .def("next_items_into", &next_items_into, "indptr"_a.noconvert(), "indices"_a, "values"_a,
+           "priors"_a, "model"_a, "state"_a, "num_threads"_a, "ids_out"_a, "approx_out"_a);
 }
 
 }  // namespace cexnn

@@ -47,20 +47,24 @@ def table_scorer():
 
 
 class Bus:
-    """What the emulation of CUDA says of copies across the bus."""
+    """What the emulation of CUDA says of copies across the bus, and of memory allocated."""
 
     def __init__(self, path, monkeypatch):
         self.path, self.monkeypatch = path, monkeypatch
 
     def bytes_of(self, call):
-        """Return bytes to the device and from it, and what the call returns."""
+        """Return bytes to the device and from it, and what the call returns.
+
+        ``allocated`` is then the bytes of the device's memory that the call was given.
+        """
         self.path.write_text("")
         with self.monkeypatch.context() as patch:
             patch.setenv("CUDA_EMULATION_COPIES", str(self.path))
             returned = call()
-        total = {"up": 0, "down": 0}
+        total = {"up": 0, "down": 0, "new": 0}
         for way, size in map(str.split, self.path.read_text().splitlines()):
             total[way] += int(size)
+        self.allocated = total["new"]
         return total["up"], total["down"], returned
 
 

@@ -207,13 +207,18 @@ def test_cuda_scores_are_appended_row_by_row():
         ids = [rng.integers(0, 99, (n, size)).astype(np.int32) for size in (a, b)]
         scores = [rng.normal(size=(n, size)).astype(np.float32) for size in (a, b)]
         there = [_core.DeviceArray(x) for x in (ids[0], scores[0], ids[1], scores[1])]
-        got = _core.append(*there)
+        got = [_core.DeviceArray.empty((n, a + b), dtype) for dtype in ("int32", "float32")]
+        _core.append(*there, *got)
         assert np.array_equal(got[0].numpy(), np.concatenate(ids, axis=1))
         assert np.array_equal(got[1].numpy(), np.concatenate(scores, axis=1))
     with pytest.raises(ValueError, match="one for each id"):
-        _core.append(there[0], there[1], there[2], there[1])
+        _core.append(there[0], there[1], there[2], there[1], *got)
+    with pytest.raises(ValueError, match=r"\(n, a \+ b\)"):
+        _core.append(*there, *(_core.DeviceArray.empty((2, 4), d) for d in ("int32", "float32")))
     with pytest.raises(ValueError, match="on the CUDA device"):
-        _core.append(ids[0], *there[1:])
+        _core.append(ids[0], *there[1:], *got)
+    with pytest.raises(ValueError, match="on the CUDA device"):
+        _core.append(*there, got[0], scores[0])
 
 
 @needs_cuda

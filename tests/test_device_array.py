@@ -141,6 +141,15 @@ def test_cuda_memory_that_is_lent_outlives_its_owner():
         pack_rows("cuda", Held())
 
 
+def into(searcher, known, priors, model, k):
+    """Let the searcher write where it is told to."""
+    found = [_core.DeviceArray.empty((3, k), dtype) for dtype in ("int32", "float32")]
+    searcher.next_items_into(*known, priors, model, None, 1, *found)
+    with pytest.raises(ValueError, match="ids_out: expected"):
+        searcher.next_items_into(*known, priors, model, None, 1, found[0].reshape((k, 3)), found[1])
+    return found
+
+
 @needs_cuda
 @pytest.mark.parametrize("lend", [lambda array: array, Lender], ids=["own", "lent"])
 def test_cuda_searches_stay_where_their_queries_are(lend):
@@ -169,6 +178,11 @@ def test_cuda_searches_stay_where_their_queries_are(lend):
         ),
         *zip(
             searcher.next_items(*known, there(u0), model, None, 9, 1),
+            plain.next_items(indptr, ids, y, u0, model, None, 9, 1),
+            strict=True,
+        ),
+        *zip(
+            into(searcher, known, there(u0), model, 9),
             plain.next_items(indptr, ids, y, u0, model, None, 9, 1),
             strict=True,
         ),

@@ -159,6 +159,37 @@ def test_cuda_rounds_bring_no_ids_and_no_scores_across_the_bus(cuda, world, lear
         assert down >= 4 * 40 * n
 
 
+def test_cuda_rounds_allocate_nothing(cuda, world, learned, bus):
+    index = Index(learned, device="cuda")
+    options = {"k": 10, "budget": 100, "rounds": 6, "query_embeddings": world.queries}
+    for warm in (False, True):  # what rounds of a shape share is allocated in the first search
+        session, allocated = index.session(8, pairs_device="cuda", **options), []
+        while not session.done:
+            rows, items = bus.bytes_of(session.ask)[2]
+            allocated.append(bus.allocated)
+            scores = Fake(world.table[rows.numpy(), items.numpy()])
+            bus.bytes_of(partial(session.tell, scores))
+            assert bus.allocated == 0 or not warm
+    assert allocated[0] > 0
+    assert allocated[1] > 0  # the queries' systems; and the last pairs' rows, where there are fewer
+    assert allocated[2:] == [0, 0, 4 * 8 * 16, 0]
+
+
+def test_cuda_pairs_that_are_kept_stay_as_they_are(cuda, world, learned):
+    index = Index(learned, device="cuda")
+    options = {"k": 10, "budget": 60, "rounds": 4, "query_embeddings": world.queries}
+    session, kept = index.session(8, pairs_device="cuda", **options), []
+    while not session.done:
+        pairs = session.ask()
+        here = [part.numpy() for part in pairs]
+        kept.append((pairs, here))
+        session.tell(Fake(world.table[tuple(here)]))
+    del session
+    for pairs, here in kept:
+        for there, as_asked in zip(pairs, here, strict=True):
+            assert np.array_equal(Fake.from_dlpack(there), as_asked)
+
+
 def test_cuda_searches_on_an_event_loop(cuda, world, learned):
     index = Index(learned, device="cuda")
     scorer = DeviceScorer(world.table)

@@ -60,8 +60,8 @@ class DeviceArray:
     """An array on the CUDA device; ``DeviceArray(array)`` copies NumPy's there, `numpy` back.
 
     C-contiguous. ``from_dlpack`` borrows another library's, or copies it on the device where it is
-    not contiguous; ``ravel`` and ``reshape`` have the same memory. ``floats``: as float32, itself
-    if it is. ``take``: some rows, or elements of a vector.
+    not contiguous; ``ravel``, ``reshape`` and rows (``array[2:5]``) have the same memory.
+    ``floats``: as float32, itself if it is. ``take``: some rows, or elements of a vector.
     """
 
     def __init__(self, array: NDArray[Any]) -> None: ...
@@ -78,6 +78,7 @@ class DeviceArray:
     def floats(self) -> DeviceArray: ...
     def take(self, rows: _Ids | _OnDevice) -> DeviceArray: ...
     def reshape(self, shape: Sequence[int]) -> DeviceArray: ...
+    def __getitem__(self, rows: slice) -> DeviceArray: ...
     def __len__(self) -> int: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
     def __dlpack__(
@@ -92,8 +93,13 @@ class DeviceArray:
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
 
 def append(
-    ids: _OnDevice, scores: _OnDevice, told_ids: _OnDevice, told_scores: _OnDevice
-) -> tuple[DeviceArray, DeviceArray]: ...
+    ids: _OnDevice,
+    scores: _OnDevice,
+    told_ids: _OnDevice,
+    told_scores: _OnDevice,
+    ids_out: _OnDevice,
+    scores_out: _OnDevice,
+) -> None: ...
 def all_finite(values: _OnDevice, most: float = ...) -> bool: ...
 def map_embeddings(embeddings: _OnDevice, scale: float, map: _OnDevice) -> DeviceArray: ...
 
@@ -188,3 +194,15 @@ class Searcher:
         k: int,
         num_threads: int,
     ) -> tuple[_Ids, _Floats]: ...
+    def next_items_into(
+        self,
+        indptr: _Offsets,
+        indices: _Ids | _OnDevice,
+        values: _Floats | _OnDevice,
+        priors: _Floats | _OnDevice,
+        model: QueryModel,
+        state: SearchState | None,
+        num_threads: int,
+        ids_out: _Ids | _OnDevice,
+        approx_out: _Floats | _OnDevice,
+    ) -> None: ...

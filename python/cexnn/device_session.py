@@ -5,7 +5,8 @@ neither ids nor scores cross the bus from round to round: at most 128 bytes a qu
 device, which say how many scores it has and where they are, and 4 bytes a query and 32 come back,
 which tell whether all went well. Once a search, the opening is chosen on the host and the numbers
 of its rows go to the device; so do the queries' priors, unless they were made there of embeddings
-that lie there. Their norms come back, 8 bytes a query, and the result.
+that lie there. Their norms come back, 8 bytes a query, and the result. What a round writes to is
+allocated once a search.
 
 The others keep what they know on the host, and their pairs go to the device, and their scores come
 back, once a round:
@@ -32,6 +33,43 @@ from cexnn.search import SearchResult, Session
 __all__ = ["DeviceSession", "checked_there"]
 
 
+class _Buffers:
+    """What the rounds of a search write to on the device.
+
+    Allocated once: an allocation waits for all that is under way there. The items asked for are
+    lent, so each round has its own part; what is known of a query grows, from one array to the
+    other and back.
+
+    Parameters
+    ----------
+    n_queries : int
+    sizes : list of int
+        Items a query is asked for, round by round.
+    """
+
+    def __init__(self, n_queries: int, sizes: list[int]) -> None:
+        self._n, self._sizes = n_queries, sizes
+        empty = _core.DeviceArray.empty
+        n_known = n_queries * sum(sizes)
+        self._items = empty((n_known - n_queries * sizes[0],), "int32")
+        self._approximate = empty((n_queries * max(sizes),), "float32")
+        self._ids = [empty((n_known,), "int32") for _ in range(2)]
+        self._scores = [empty((n_known,), "float32") for _ in range(2)]
+
+    def asked(self, at: int) -> tuple[_core.DeviceArray, _core.DeviceArray]:
+        """Return room for the items of a round, not the first, and for what they are worth."""
+        begin, size = self._n * sum(self._sizes[1:at]), self._sizes[at]
+        return self._part(self._items, begin, size), self._part(self._approximate, 0, size)
+
+    def known(self, side: int, n_known: int) -> tuple[_core.DeviceArray, _core.DeviceArray]:
+        """Return room for so many ids and scores a query, on one of two sides."""
+        ids, scores = self._ids[side], self._scores[side]
+        return self._part(ids, 0, n_known), self._part(scores, 0, n_known)
+
+    def _part(self, buffer: _core.DeviceArray, begin: int, cols: int) -> _core.DeviceArray:
+        return buffer[begin : begin + self._n * cols].reshape((self._n, cols))
+
+
 class _There(NamedTuple):
     """What a search has on the device.
 
@@ -39,12 +77,15 @@ class _There(NamedTuple):
     ----------
     ids, scores : (n_queries, n_known) int32 and float32
         In the order of scoring.
+    side : int
+        Of the buffers, where they lie.
     asked : (n_queries, size) int32, optional
         Items that wait for a score.
     """
 
     ids: _core.DeviceArray
     scores: _core.DeviceArray
+    side: int
     asked: _core.DeviceArray | None = None
 
 
@@ -57,6 +98,7 @@ class DeviceSession(Session):
     """
 
     _there: _There | None = None
+    _buffers: _Buffers
     _rows: _core.DeviceArray | None = None  # of the pairs of one round, as many as in the last
 
     @property
@@ -67,11 +109,8 @@ class DeviceSession(Session):
     def ask(self) -> tuple[Any, Any]:
         """Name the pairs to score next; see `Session.ask`."""
         if self._there is None and self._round == 0 and self._can_stay():
-            n = self.n_queries
-            self._there = _There(
-                _core.DeviceArray.empty((n, 0), "int32"),
-                _core.DeviceArray.empty((n, 0), "float32"),
-            )
+            self._buffers = _Buffers(self.n_queries, self._sizes)
+            self._there = _There(*self._buffers.known(0, 0), 0)
         if self._there is not None and self._there.asked is None and not self.done:
             self._go_on(self._there)
         if self._there is None:
@@ -91,10 +130,11 @@ class DeviceSession(Session):
         if there is not None and there.asked is not None:
             told = _whole(scores, len(there.asked.ravel()))
             if told is not None:
-                ids, known = _core.append(
-                    there.ids, there.scores, there.asked, told.reshape(there.asked.shape)
-                )
-                self._there = _There(ids, known)
+                (n, n_told), side = there.asked.shape, 1 - there.side
+                ids, known = self._buffers.known(side, there.ids.shape[1] + n_told)
+                told = told.reshape((n, n_told))
+                _core.append(there.ids, there.scores, there.asked, told, ids, known)
+                self._there = _There(ids, known, side)
                 return
         self._come_home()
         super().tell(scores, allow_missing=allow_missing)
@@ -117,23 +157,24 @@ class DeviceSession(Session):
 
     def _go_on(self, there: _There) -> None:
         """Find the next round's items; come home where some query has too few left."""
-        size = self._sizes[self._round]
         if self._round == 0:
             opening = self._open()
             short = bool((opening < 0).any())
             asked = _core.DeviceArray(opening)
         else:
-            searcher: Any = self._searcher  # its results lie where the known ids do
+            searcher: Any = self._searcher
+            asked, approximate = self._buffers.asked(self._round)
             indptr = np.arange(self.n_queries + 1, dtype=np.int64) * there.ids.shape[1]
-            asked, approximate = searcher.next_items(
+            searcher.next_items_into(
                 indptr,
                 there.ids.ravel(),
                 there.scores.ravel(),
                 self._priors,
                 self._model,
                 self._state,
-                size,
                 self._num_threads,
+                asked,
+                approximate,
             )
             short = not _core.all_finite(approximate.ravel())  # NaN: no item
         if short:

@@ -21,16 +21,20 @@ bool is_pinned(const void* data) {
   return static_cast<const char*>(data) < next->first + next->second;
 }
 
-// Adds a copy that crosses the bus to the file that CUDA_EMULATION_COPIES names: its way, its
-// bytes.
-void note_copy(const void* to, const void* from, std::size_t bytes) {
+// Adds a line to the file that CUDA_EMULATION_COPIES names.
+void note(const char* what, std::size_t bytes) {
   const char* path = std::getenv("CUDA_EMULATION_COPIES");
-  const bool up = cuda_emulation::memory().in_arena(to);
-  if (path == nullptr || up == cuda_emulation::memory().in_arena(from)) return;
+  if (path == nullptr) return;
   if (std::FILE* file = std::fopen(path, "a"); file != nullptr) {
-    std::fprintf(file, "%s %zu\n", up ? "up" : "down", bytes);
+    std::fprintf(file, "%s %zu\n", what, bytes);
     std::fclose(file);
   }
+}
+
+// A copy that crosses the bus: its way.
+void note_copy(const void* to, const void* from, std::size_t bytes) {
+  const bool up = cuda_emulation::memory().in_arena(to);
+  if (up != cuda_emulation::memory().in_arena(from)) note(up ? "up" : "down", bytes);
 }
 
 }  // namespace
@@ -112,6 +116,7 @@ cudaError_t cudaMalloc(void** data, std::size_t bytes) {
   const Lock lock(device_mutex);
   if (current_device() != 0) return cudaErrorInvalidResourceHandle;
   if (const cudaError_t status = forbid_while_capturing(); status != cudaSuccess) return status;
+  note("new", bytes);
   *data = memory().allocate(bytes);
   return *data == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
