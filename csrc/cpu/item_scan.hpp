@@ -2,13 +2,15 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <utility>
 #include <vector>
 
 #include "../searcher.hpp"
+#include "candidates.hpp"
+#include "coarse_items.hpp"
+#include "few_queries.hpp"
 #include "kernels.hpp"
 #include "packed_queries.hpp"
 #include "parallel.hpp"
@@ -32,8 +34,6 @@ constexpr std::int64_t kItemsPerTask = 16 * kItemsPerTile;
 constexpr std::int64_t kFloatsPerTile = 32768;
 constexpr std::int64_t kItemsAtOnce = 48;
 
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
 // Packed dot products differ in the last bits from those of one query, and those of compact items
 // by their rounding. More candidates than wanted are kept and ranked as one query ranks the factors
 // themselves, so that every way to the answer ends at the same. If it is not sure that nothing left
@@ -44,14 +44,20 @@ inline std::int64_t with_spare(std::int64_t k, const CompactItems& from) {
   return from.bytes.data == nullptr ? k + 32 : k + k / 4 + 32;
 }
 
-// Borrows its arrays, never changes, may be used from several threads.
+// Of upper bounds by coarse items, candidates kept: of Gaussian factors k = 10 needs up to 150, 100
+// up to 900, 1000 up to 5000. With fewer items a pass over their bytes takes less time.
+inline std::int64_t with_bounded(std::int64_t k) { return 8 * k + 192; }
+constexpr std::int64_t kItemsPerBounded = 64;
+
+// Borrows its arrays, may be used from several threads.
 class ItemScan {
  public:
   ItemScan(MatrixView<const float> items, VectorView<const float> offsets,
            const CompactItems& compact)
-      : items_(items), offsets_(offsets), compact_(compact) {
-    for (const float scale : compact.scales) largest_scale_ = std::max(largest_scale_, scale);
-  }
+      : items_(items),
+        compact_(compact),
+        coarse_(compact.bytes),
+        candidates_(items, offsets, compact) {}
 
   // Searcher::top_items. `excluded`: for each query the ids that it must not return, sorted.
   void run(MatrixView<const float> queries, const std::vector<std::vector<std::int32_t>>& excluded,
@@ -79,18 +85,47 @@ class ItemScan {
 
   void answer(const Block& block, int num_threads, MatrixView<std::int32_t> ids_out,
               MatrixView<float> approx_out) const {
+    const std::int64_t k = ids_out.cols, n_bounded = with_bounded(k);
+    const CoarseItems* coarse = nullptr;
+    if (block.n_queries <= few_queries(compact_) && items_.rows >= kItemsPerBounded * n_bounded)
+      coarse = coarse_.get(num_threads);
+    if (coarse == nullptr) {
+      answer_surely(block, num_threads, ids_out, approx_out);
+      return;
+    }
+    std::vector<TopK> best = scan(block, compact_, coarse, n_bounded, num_threads);
+    for (std::int64_t q = 0; q < block.n_queries; ++q) {
+      const std::int64_t row = block.first + q, n_answers = answers_of(block.ranking);
+      bool sure = true;
+      for (std::int64_t a = 0; a < n_answers && sure; ++a) {
+        std::vector<Candidate> found =
+            best[static_cast<std::size_t>(a * block.n_queries + q)].finish();
+        const bool counted = counts_offsets(block.ranking, a);
+        sure = candidates_.rank_bounded(block.queries.row(row), k, n_bounded, counted, found);
+        const std::int64_t out = n_answers * row + a;
+        if (sure) write(found, ids_out.row_view(out), approx_out.row_view(out));
+      }
+      if (!sure)
+        answer_surely({block.queries, row, 1, block.excluded, block.ranking}, num_threads, ids_out,
+                      approx_out);
+    }
+  }
+
+  // Without coarse items.
+  void answer_surely(const Block& block, int num_threads, MatrixView<std::int32_t> ids_out,
+                     MatrixView<float> approx_out) const {
     const std::int64_t k = ids_out.cols, n_answers = answers_of(block.ranking);
     const bool alone = compact_.empty() && block.n_queries <= few_queries(compact_);
     const std::int64_t n_kept = alone ? k : with_spare(k, compact_);
-    std::vector<TopK> best = scan(block, compact_, n_kept, num_threads);
+    std::vector<TopK> best = scan(block, compact_, nullptr, n_kept, num_threads);
     for (std::int64_t e = 0; e < n_answers * block.n_queries; ++e) {
       const std::int64_t q = e % block.n_queries, row = block.first + q, a = e / block.n_queries;
       const bool counted = counts_offsets(block.ranking, a);
       std::vector<Candidate> found = best[static_cast<std::size_t>(e)].finish();
-      if (!alone && !rank_alone(block.queries.row(row), k, n_kept, counted, found)) {
+      if (!alone && !candidates_.rank_alone(block.queries.row(row), k, n_kept, counted, found)) {
         const Ranking ranking = counted ? Ranking::with_offsets : Ranking::without_offsets;
         const Block again{block.queries, row, 1, block.excluded, ranking};
-        found = scan(again, {}, k, num_threads)[0].finish();
+        found = scan(again, {}, nullptr, k, num_threads)[0].finish();
       }
       const std::int64_t out = n_answers * row + a;
       write(found, ids_out.row_view(out), approx_out.row_view(out));
@@ -98,8 +133,8 @@ class ItemScan {
   }
 
   // For the block's first answers, then for its second ones if it wants both rankings.
-  std::vector<TopK> scan(const Block& block, const CompactItems& from, std::int64_t n_kept,
-                         int num_threads) const {
+  std::vector<TopK> scan(const Block& block, const CompactItems& from, const CoarseItems* coarse,
+                         std::int64_t n_kept, int num_threads) const {
     const bool few = block.n_queries <= few_queries(from);
     const std::int64_t n_tasks = (items_.rows + kItemsPerTask - 1) / kItemsPerTask;
     const std::size_t n_threads = static_cast<std::size_t>(
@@ -112,16 +147,15 @@ class ItemScan {
     std::vector<std::vector<float>> scratches(
         n_threads, std::vector<float>(static_cast<std::size_t>(n_floats)));
     const Panels panels(kernels().lanes, block.queries, block.first, few ? 0 : block.n_queries);
-    std::vector<WholeQuery> whole;
-    for (std::int64_t q = 0; few && from.bytes.data != nullptr && q < block.n_queries; ++q)
-      whole.emplace_back(block.queries.row(block.first + q), items_.cols);
+    const FewQueries alone({block.queries.row(block.first), few ? block.n_queries : 0, items_.cols},
+                           items_, from, coarse);
     parallel_for(n_tasks, static_cast<int>(n_threads), [&](std::int64_t task, int thread) {
       std::vector<TopK>& mine = best[static_cast<std::size_t>(thread)];
       float* scratch = scratches[static_cast<std::size_t>(thread)].data();
       const std::int64_t begin = task * kItemsPerTask;
       const std::int64_t end = std::min(items_.rows, begin + kItemsPerTask);
       if (few) {
-        scan_few(block, from, whole, begin, end, scratch, mine);
+        scan_few(block, alone, begin, end, scratch, mine);
       } else {
         scan_panels(panels, block, from, begin, end, scratch, mine);
       }
@@ -131,42 +165,26 @@ class ItemScan {
     return std::move(best[0]);
   }
 
-  void scan_few(const Block& block, const CompactItems& from, const std::vector<WholeQuery>& whole,
-                std::int64_t begin, std::int64_t end, float* scores,
-                std::vector<TopK>& best) const {
+  void scan_few(const Block& block, const FewQueries& queries, std::int64_t begin, std::int64_t end,
+                float* scores, std::vector<TopK>& best) const {
     std::int32_t positions[kItemsPerTile];
     for (std::int64_t i = begin; i < end; i += kItemsPerTile) {
       const std::int64_t n = std::min(kItemsPerTile, end - i);
       for (std::int64_t q = 0; q < block.n_queries; ++q) {
-        score(block, from, whole, q, i, n, scores);
+        queries.score(q, i, n, scores);
         for (std::int64_t a = 0; a < answers_of(block.ranking); ++a) {
           const bool counted = counts_offsets(block.ranking, a);
           TopK& mine = best[static_cast<std::size_t>(a * block.n_queries + q)];
-          const std::int64_t n_above =
-              kernels().above_bar(scores, offsets_from(i, counted), n, mine.bar(), positions);
+          const std::int64_t n_above = kernels().above_bar(
+              scores, candidates_.offsets_from(i, counted), n, mine.bar(), positions);
           for (std::int64_t at = 0; at < n_above; ++at) {
             const std::int64_t p = positions[at];
-            mine.offer({scores[p] + offset_of(i + p, counted), static_cast<std::int32_t>(i + p)},
+            mine.offer({scores[p] + candidates_.offset_of(i + p, counted),
+                        static_cast<std::int32_t>(i + p)},
                        block.mask(q));
           }
         }
       }
-    }
-  }
-
-  // Of the block's query q with n items from i on.
-  void score(const Block& block, const CompactItems& from, const std::vector<WholeQuery>& whole,
-             std::int64_t q, std::int64_t i, std::int64_t n, float* scores) const {
-    const Kernels& k = kernels();
-    const float* query = block.queries.row(block.first + q);
-    if (from.halves.data != nullptr) {
-      k.dots_f16(from.halves.row(i), &from.scales[i], n, query, items_.cols, scores);
-    } else if (from.bytes.data != nullptr) {
-      const WholeQuery& codes = whole[static_cast<std::size_t>(q)];
-      k.dots_i8(from.bytes.row(i), &from.scales[i], n, codes.values(), codes.scale(), items_.cols,
-                scores);
-    } else {
-      k.dots(items_.row(i), n, query, items_.cols, scores);
     }
   }
 
@@ -218,63 +236,14 @@ class ItemScan {
     float* bars = scores + width * kItemsAtOnce;
     std::fill_n(bars, width, kInfinity);
     for (std::int64_t q = 0; q < panel.n_queries; ++q) bars[q] = best[q].bar();
-    const std::int64_t n_above =
-        kernels().above_bars(scores, offsets_from(i, counted), n, bars, panel.n_vectors, positions);
+    const std::int64_t n_above = kernels().above_bars(scores, candidates_.offsets_from(i, counted),
+                                                      n, bars, panel.n_vectors, positions);
     for (std::int64_t at = 0; at < n_above; ++at) {
       const std::int64_t item = i + positions[at] / width, q = positions[at] % width;
-      best[q].offer(
-          {scores[positions[at]] + offset_of(item, counted), static_cast<std::int32_t>(item)},
-          block.mask(panel.first + q));
+      best[q].offer({scores[positions[at]] + candidates_.offset_of(item, counted),
+                     static_cast<std::int32_t>(item)},
+                    block.mask(panel.first + q));
     }
-  }
-
-  const float* offsets_from(std::int64_t item, bool counted) const {
-    return offsets_.empty() || !counted ? nullptr : offsets_.data + item;
-  }
-
-  // Minus infinity, if that is it, counts in any ranking.
-  float offset_of(std::int64_t item, bool counted) const {
-    const float offset = offsets_.empty() ? 0.0F : offsets_[item];
-    return counted || offset == -kInfinity ? offset : 0.0F;
-  }
-
-  // Scores the candidates as a query alone would, and ranks them by that. Whether the k best are
-  // among them: what was left out has a score that is at most the least of theirs, and an error
-  // that is taken to be at most twice the largest of theirs.
-  bool rank_alone(const float* query, std::int64_t k, std::int64_t n_kept, bool counted,
-                  std::vector<Candidate>& candidates) const {
-    constexpr std::size_t kAhead = 8;  // rows asked for before they are needed
-    const std::size_t n = candidates.size();
-    const float bar = n == 0 ? 0.0F : candidates.back().score;
-    float error = 0.0F, scale = 0.0F;
-    for (std::size_t c = 0; c < n; ++c) {
-      Candidate& candidate = candidates[c];
-      if (c + kAhead < n) prefetch(items_.row_view(candidates[c + kAhead].id));
-      const float rough = candidate.score;
-      kernels().dots(items_.row(candidate.id), 1, query, items_.cols, &candidate.score);
-      candidate.score += offset_of(candidate.id, counted);
-      const float off = std::abs(candidate.score - rough);
-      error = std::isnan(off) ? kInfinity : std::max(error, off);
-      if (std::isnan(candidate.score)) candidate.score = -kInfinity;
-      if (!compact_.empty()) scale = std::max(scale, compact_.scales[candidate.id]);
-    }
-    if (scale > 0.0F)
-      error *= largest_scale_ / scale;  // an item is rounded as its factors are large
-    std::sort(candidates.begin(), candidates.end(), better);
-    while (!candidates.empty() && candidates.back().score == -kInfinity) candidates.pop_back();
-    if (!compact_.empty() && !is_finite({query, items_.cols})) return false;
-    return static_cast<std::int64_t>(n) < n_kept ||
-           (static_cast<std::int64_t>(candidates.size()) >= k &&
-            candidates[static_cast<std::size_t>(k) - 1].score >= bar + 2.0F * error);
-  }
-
-  static bool is_finite(VectorView<const float> numbers) {
-    return std::all_of(numbers.begin(), numbers.end(), [](float x) { return std::isfinite(x); });
-  }
-
-  static void prefetch(VectorView<const float> row) {
-    constexpr std::int64_t kFloatsPerLine = 16;
-    for (std::int64_t j = 0; j < row.size; j += kFloatsPerLine) __builtin_prefetch(row.data + j);
   }
 
   static void write(const std::vector<Candidate>& best, VectorView<std::int32_t> ids,
@@ -288,9 +257,9 @@ class ItemScan {
   }
 
   MatrixView<const float> items_;
-  VectorView<const float> offsets_;
   CompactItems compact_;
-  float largest_scale_ = 0.0F;
+  CoarseItemsInUse coarse_;
+  Candidates candidates_;
 };
 
 }  // namespace cexnn::cpu

@@ -26,6 +26,13 @@ struct Kernels {
   // 127 * d * max |query| < 2^31.
   void (*dots_i8)(const std::int8_t* items, const float* scales, std::int64_t n_items,
                   const std::int16_t* query, float query_scale, std::int64_t d, float* out);
+  // out[i] = scales[i] * (query_scale * query . items[i] + shift), the products exact, items in
+  // half a byte from 0 to 15, rows of row_bytes, a whole number of vectors. The first vector's
+  // lower halves are a row's first factors, its upper halves the next as many. The query has a
+  // number for each, zero where a row has none. Null where a processor gains nothing by it.
+  void (*dots_i4)(const std::uint8_t* items, const float* scales, std::int64_t n_items,
+                  const std::int8_t* query, float query_scale, float shift, std::int64_t row_bytes,
+                  float* out);
   // out[i * d + j] = scales[i] * items[i * d + j].
   void (*widen_f16)(const std::uint16_t* items, const float* scales, std::int64_t n_items,
                     std::int64_t d, float* out);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../views.hpp"
+#include "aligned.hpp"
 
 namespace cexnn::cpu {
 
@@ -47,7 +48,8 @@ class Panels {
 // A query for Kernels::dots_i8: as many bits as the sums have room for, 16 up to 516 factors.
 class WholeQuery {
  public:
-  WholeQuery(const float* query, std::int64_t d) : values_(static_cast<std::size_t>(d)) {
+  WholeQuery(const float* query, std::int64_t d) {
+    std::int16_t* values = values_.data(d);
     const auto room =
         static_cast<float>(std::min(kMax16, kMax32 / (127 * std::max<std::int64_t>(1, d))));
     float largest = 0.0F;
@@ -55,7 +57,7 @@ class WholeQuery {
     scale_ = largest / room;
     if (!(scale_ > 0.0F) || !std::isfinite(scale_)) return;  // all zero: no candidate is sure
     for (std::int64_t j = 0; j < d; ++j)
-      values_[static_cast<std::size_t>(j)] =
+      values[j] =
           static_cast<std::int16_t>(std::lround(std::clamp(query[j] / scale_, -room, room)));
   }
 
@@ -65,7 +67,7 @@ class WholeQuery {
  private:
   static constexpr std::int64_t kMax16 = std::numeric_limits<std::int16_t>::max();
   static constexpr std::int64_t kMax32 = std::numeric_limits<std::int32_t>::max();
-  std::vector<std::int16_t> values_;
+  AlignedArray<std::int16_t> values_;
   float scale_;
 };
 

@@ -1,0 +1,151 @@
+// Items in four bits a factor, for a first pass that reads half of what their bytes are.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#include "../views.hpp"
+#include "aligned.hpp"
+#include "kernels.hpp"
+#include "parallel.hpp"
+
+namespace cexnn::cpu {
+
+// A byte b is kept as round(b / kCoarseStep) + kCoarseZero, 0 to 14.
+constexpr int kCoarseStep = 17;
+constexpr int kCoarseZero = 7;
+
+// Rows as Kernels::dots_i4 reads them.
+class CoarseItems {
+ public:
+  CoarseItems(MatrixView<const std::int8_t> bytes, int num_threads)
+      : row_bytes_(padded((bytes.cols + 1) / 2, vector_bytes())) {
+    constexpr std::int64_t kItemsPerTask = 4096;
+    const std::int64_t n_tasks = (bytes.rows + kItemsPerTask - 1) / kItemsPerTask;
+    std::vector<std::int32_t> largest(static_cast<std::size_t>(n_tasks));
+    std::uint8_t* rows = rows_.data(bytes.rows * row_bytes_);
+    parallel_for(n_tasks, num_threads, [&](std::int64_t task, int) {
+      const std::int64_t end = std::min(bytes.rows, (task + 1) * kItemsPerTask);
+      std::int32_t most = 0;
+      for (std::int64_t i = task * kItemsPerTask; i < end; ++i)
+        most = std::max(most, pack(bytes.row_view(i), rows + i * row_bytes_));
+      largest[static_cast<std::size_t>(task)] = most;
+    });
+    for (const std::int32_t squares : largest)
+      variance_ = std::max(variance_, static_cast<float>(squares) / static_cast<float>(bytes.cols));
+  }
+
+  // The largest mean square, of any item, of what rounding leaves: about 24.
+  float variance() const { return variance_; }
+  const std::uint8_t* row(std::int64_t i) const { return rows_.data() + i * row_bytes_; }
+  std::int64_t row_bytes() const { return row_bytes_; }
+
+  // Bytes of a vector; 2 vectors' worth of factors share one, the first in the lower halves.
+  static std::int64_t vector_bytes() {
+    return kernels().lanes * static_cast<std::int64_t>(sizeof(float));
+  }
+
+ private:
+  // Returns the sum of the squares of what rounding leaves.
+  static std::int32_t pack(VectorView<const std::int8_t> bytes, std::uint8_t* out) {
+    const std::int64_t n = vector_bytes();
+    std::int32_t squares = 0;
+    for (std::int64_t j = 0; j < bytes.size; j += 2 * n, out += n) {
+      const std::int64_t lower = std::min(n, bytes.size - j);
+      const std::int64_t upper = std::clamp<std::int64_t>(bytes.size - j - n, 0, n);
+      for (std::int64_t t = 0; t < lower; ++t) out[t] = coarse(bytes[j + t], squares);
+      for (std::int64_t t = 0; t < upper; ++t)
+        out[t] = static_cast<std::uint8_t>(out[t] | coarse(bytes[j + n + t], squares) << 4);
+    }
+    return squares;
+  }
+
+  static std::uint8_t coarse(std::int8_t byte, std::int32_t& squares) {
+    const int code = (byte + kCoarseStep * kCoarseZero + kCoarseStep / 2) / kCoarseStep;
+    const int left = byte - kCoarseStep * (code - kCoarseZero);
+    squares += left * left;
+    return static_cast<std::uint8_t>(code);
+  }
+
+  std::int64_t row_bytes_;
+  AlignedArray<std::uint8_t> rows_;
+  float variance_ = 0.0F;
+};
+
+// Coarse items of bytes, made by and by: their making takes as long as several passes over the
+// bytes, so the first kPassesBefore passes go without. They take half of the bytes' memory.
+class CoarseItemsInUse {
+ public:
+  explicit CoarseItemsInUse(MatrixView<const std::int8_t> bytes) : bytes_(bytes) {}
+
+  // Null if they are not worth having, or not yet.
+  const CoarseItems* get(int num_threads) const {
+    constexpr std::int64_t kLeastBytes = 1 << 22;
+    constexpr int kPassesBefore = 16;
+    if (bytes_.data == nullptr || kernels().dots_i4 == nullptr) return nullptr;
+    if (bytes_.rows * bytes_.cols < kLeastBytes) return nullptr;
+    if (n_passes_ < kPassesBefore && n_passes_++ < kPassesBefore) return nullptr;
+    std::call_once(made_, [&] {
+      try {
+        items_ = std::make_unique<CoarseItems>(bytes_, num_threads);
+      } catch (const std::bad_alloc&) {
+        items_ = nullptr;  // searches go on without
+      }
+    });
+    return items_.get();
+  }
+
+ private:
+  MatrixView<const std::int8_t> bytes_;
+  mutable std::atomic<int> n_passes_{0};
+  mutable std::once_flag made_;
+  mutable std::unique_ptr<CoarseItems> items_;
+};
+
+// A query for Kernels::dots_i4: in eight bits, and what makes its scores upper bounds. The error of
+// a score is scales[i] times a sum over the factors of what rounding has left of item and query, as
+// if by chance. The bound lies kDeviations of that sum's standard deviations, at the item that lost
+// most, above the score: of usual items one in a million is beyond it.
+class CoarseQuery {
+ public:
+  CoarseQuery(const float* query, std::int64_t d, const CoarseItems& items) {
+    constexpr float kDeviations = 4.5F, kOfBytes = 1.0F / 12.0F;
+    constexpr float kLargestItem = kCoarseStep * kCoarseZero;
+    float largest = 0.0F, squares = 0.0F;
+    for (std::int64_t j = 0; j < d; ++j) {
+      largest = std::max(largest, std::abs(query[j]));
+      squares += query[j] * query[j];
+    }
+    std::int8_t* values = values_.data(2 * items.row_bytes());
+    const float scale = largest / 127.0F;
+    if (!(scale > 0.0F) || !std::isfinite(squares)) return;  // all zero: every score is a tie
+    std::int32_t sum = 0;
+    for (std::int64_t j = 0; j < d; ++j) {
+      const long value = std::lround(query[j] / scale);
+      values[j] = static_cast<std::int8_t>(value);
+      sum += static_cast<std::int32_t>(value);
+    }
+    scale_ = scale * kCoarseStep;
+    const float of_query =
+        static_cast<float>(d) * kLargestItem * kLargestItem * scale * scale / 12.0F;
+    shift_ = kDeviations * std::sqrt((items.variance() + kOfBytes) * squares + of_query) -
+             scale_ * static_cast<float>(kCoarseZero * sum);
+  }
+
+  const std::int8_t* values() const { return values_.data(); }
+  float scale() const { return scale_; }
+  float shift() const { return shift_; }
+
+ private:
+  AlignedArray<std::int8_t> values_;
+  float scale_ = 0.0F;
+  float shift_ = 0.0F;
+};
+
+}  // namespace cexnn::cpu
