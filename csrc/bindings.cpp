@@ -11,6 +11,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("cuda_free_memory", &cexnn::cuda::free_memory);
   cexnn::register_device_array(m);
   cexnn::register_als(m);
+  cexnn::register_known_scores(m);
   cexnn::register_pack(m);
   cexnn::register_searcher(m);
 }

@@ -6,6 +6,7 @@
 #include "bindings.hpp"
 #include "embedding_map.hpp"
 #include "known.hpp"
+#include "known_scores.hpp"
 
 namespace cexnn {
 namespace {
@@ -27,7 +28,7 @@ void append(const Ids& ids, const Floats& scores, const Ids& told_ids, const Flo
 }
 
 bool all_finite(const AnyArray<float>& values, float most) {
-  if (!values.on_device()) throw std::invalid_argument("values: expected on the CUDA device");
+  if (!values.on_device()) return cpu::all_within(values.vector(Device::cpu, "values"), most);
   const VectorView<const float> numbers = values.vector(Device::cuda, "values");
   const py::gil_scoped_release release;
   return cuda::all_within(numbers, most);

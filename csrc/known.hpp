@@ -1,4 +1,4 @@
-// What a search on the CUDA device does with scores that it was told there. On the host NumPy does.
+// What a search on the CUDA device does with scores that it was told there; see known_scores.hpp.
 #pragma once
 
 #include <cstdint>

@@ -21,10 +21,10 @@ from cexnn.pace import Pace
 from cexnn.progress import ProgressBar, progress_bar
 from cexnn.scorer import (
     FloatArray,
+    NamingPairs,
     Scorer,
     call_scorer,
     checked_scores,
-    naming_pairs,
 )
 from cexnn.search import SearchResult, Session
 
@@ -199,7 +199,7 @@ def _call(scorer: Scorer, queries: Sequence[Any], pairs: _Pairs, *, allow_missin
     rows, items, _ = pairs
     if isinstance(rows, np.ndarray):
         return call_scorer(scorer, queries, rows, items, allow_missing=allow_missing)
-    with naming_pairs(rows, items):
+    with NamingPairs(rows, items):
         returned = scorer(queries, rows, items)
     return checked_there(returned, rows, items)
 
@@ -213,7 +213,7 @@ def _with_options(scorer: Scorer, trace: CallTrace | None, pace: Pace | None) ->
 async def _score(scorer: Scorer, queries: Sequence[Any], pairs: _Pairs, pace: Pace | None) -> Any:
     """Score pairs, those not there at the deadline as NaN."""
     rows, items, trace = pairs
-    with naming_pairs(rows, items):
+    with NamingPairs(rows, items):
         if isinstance(scorer, ScoringEngine):
             end = None if pace is None else pace.end
             returned: Any = await scorer.score(queries, rows, items, deadline=end, trace=trace)

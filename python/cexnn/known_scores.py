@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cexnn.score_csr import csr_from_pairs
+from cexnn import _core
+from cexnn.score_csr import csr_from_rows
 from cexnn.trace import SearchTrace
 
 __all__ = ["KnownScores", "SearchResult", "Units"]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
-Units = Callable[[FloatArray], FloatArray]  # of rows of scores, one at least in each
+Offsets = NDArray[np.int64]
+Units = Callable[[Offsets, FloatArray], FloatArray]  # of rows of scores, the indptr and data of CSR
 
 
 @dataclass(frozen=True)
@@ -65,77 +67,31 @@ class KnownScores:
         self.scores = np.full((n_queries, budget), np.nan, dtype=np.float32)
         self.counts = np.zeros(n_queries, dtype=np.int64)
 
-    def mask(self) -> NDArray[np.bool_]:
-        """Tell which places hold a score, (n_queries, budget)."""
-        return np.arange(self.ids.shape[1]) < self.counts[:, None]
-
-    def append(self, rows: IdArray, items: IdArray, scores: FloatArray) -> NDArray[np.int64]:
+    def append(self, rows: IdArray, items: IdArray, scores: FloatArray) -> Offsets:
         """Write scores behind those known, and return the counts that make them known."""
-        sizes = np.bincount(rows, minlength=len(self.counts))
-        before = np.cumsum(sizes) - sizes  # among rows, which ascend
-        place = (self.counts - before)[rows] + np.arange(len(rows))
-        self.ids[rows, place] = items
-        self.scores[rows, place] = scores
-        return self.counts + sizes
+        return _core.append_known(self.ids, self.scores, self.counts, rows, items, scores)
 
-    def csr(
-        self, rows: NDArray[np.int64], units: Units | None
-    ) -> tuple[NDArray[np.int64], IdArray, FloatArray]:
+    def csr(self, rows: Offsets, units: Units | None) -> tuple[Offsets, IdArray, FloatArray]:
         """Return indptr, ids and scores of some rows, as the model wants the scores."""
-        counts = self.counts[rows]
-        indptr = np.zeros(len(counts) + 1, dtype=np.int64)
-        np.cumsum(counts, out=indptr[1:])
-        scores = self.in_units(rows, units)
-        ids = self.ids[rows, : scores.shape[1]]
-        if len(ids) and counts.min() == ids.shape[1]:
-            return indptr, ids.ravel(), scores.ravel()
-        known = np.arange(ids.shape[1]) < counts[:, None]
-        return indptr, ids[known], scores[known]
+        indptr, ids, scores = _core.known_rows(self.ids, self.scores, self.counts, rows)
+        return indptr, ids, scores if units is None else units(indptr, scores)
 
-    def in_units(self, rows: NDArray[np.int64], units: Units | None) -> FloatArray:
-        """Return the scores of some rows as the model wants them, up to the most that one has.
-
-        The units of a row depend on how many scores it has: rows with as many go together, which
-        all have but for pairs that could not be scored.
-        """
-        counts = self.counts[rows]
-        scores = self.scores[rows, : int(counts.max(initial=0))]
-        if units is None or scores.size == 0:
-            return scores
-        if counts.min() == scores.shape[1]:
-            return units(scores)
-        for count in np.unique(counts[counts > 0]):
-            alike = counts == count
-            scores[alike, :count] = units(scores[alike, :count])
-        return scores
-
-    def filled(self, rows: NDArray[np.int64], units: Units | None) -> FloatArray:
+    def filled(self, rows: Offsets, units: Units | None) -> FloatArray:
         """Return the scores of some rows as the model wants them, filled up with minus infinity."""
-        scores, counts = self.in_units(rows, units), self.counts[rows]
+        indptr, _, scores = self.csr(rows, units)
         found: FloatArray = np.full((len(rows), self.ids.shape[1]), -np.inf, dtype=np.float32)
-        known = np.arange(scores.shape[1]) < counts[:, None]
-        found[:, : scores.shape[1]][known] = scores[known]
+        found[np.arange(found.shape[1]) < np.diff(indptr)[:, None]] = scores
         return found
 
     def best(self, k: int) -> tuple[IdArray, FloatArray]:
         """Return ids and scores (n_queries, k) of the best, the smaller id first among equals."""
-        order = np.lexsort((self.ids, -np.where(self.mask(), self.scores, -np.inf)))[:, :k]
-        ids, scores = blank(len(self.counts), k)
-        ids[:, : order.shape[1]] = np.take_along_axis(self.ids, order, axis=1)
-        scores[:, : order.shape[1]] = np.take_along_axis(self.scores, order, axis=1)
-        return ids, scores
+        return _core.best_known(self.ids, self.scores, self.counts, k)
 
     def matrix(self, n_items: int) -> csr_array:
         """Return all of them, (n_queries, n_items)."""
-        known = self.mask()
-        by_item = np.argsort(np.where(known, self.ids, n_items), axis=1)
-        sorted_known = np.take_along_axis(known, by_item, axis=1)
-        return csr_from_pairs(
-            np.nonzero(sorted_known)[0].astype(np.int32),
-            np.take_along_axis(self.ids, by_item, axis=1)[sorted_known],
-            np.take_along_axis(self.scores, by_item, axis=1)[sorted_known],
-            (len(self.counts), n_items),
-        )
+        indptr = np.concatenate([[0], np.cumsum(self.counts)])
+        ids, scores = _core.known_by_id(self.ids, self.scores, self.counts)
+        return csr_from_rows(indptr, ids, scores, (len(self.counts), n_items))
 
 
 def blank(n_queries: int, k: int) -> tuple[IdArray, FloatArray]:

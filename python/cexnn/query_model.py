@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +59,7 @@ class QueryModel:
         item_offsets : bool
             Whether ``o`` counts: no need of it where all are zero.
         """
-        return _core.QueryModel(**asdict(self), centred=True, mix=0.0, item_offsets=item_offsets)
+        return _core.QueryModel(**vars(self), centred=True, mix=0.0, item_offsets=item_offsets)
 
     def least_squares(self, mix: float) -> _core.QueryModel:
         """Return the native model of ``update="least_squares"``."""

@@ -1,4 +1,4 @@
-"""Ridge, top-k, ALS and the query update in plain NumPy, float64: the definitions.
+"""Ridge, top-k, ALS, the query update and its units in plain NumPy, float64: the definitions.
 
 Short and obvious, never optimised. The native core is tested against these functions; nothing in
 the package uses them.
@@ -10,7 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-__all__ = ["als", "conjugate_gradients", "objective", "posterior", "ridge", "topk", "update_query"]
+__all__ = [
+    "als",
+    "bent",
+    "conjugate_gradients",
+    "drawn_in",
+    "objective",
+    "posterior",
+    "ridge",
+    "standardised",
+    "topk",
+    "update_query",
+]
 
 Floats = NDArray[np.float64]
 
@@ -208,3 +219,32 @@ def posterior(
     means = offset + o_new + p_new + gain.T @ (y - offset - o - p)
     variances = K.diagonal()[n:] - (K[n:, :n] * gain.T).sum(axis=1) + noise
     return means, variances
+
+
+def standardised(y: Floats) -> Floats:
+    """Scores ``y`` (n,), one at least, with mean 0 and deviation 1; all 0 where they are equal."""
+    y = np.array(y, dtype=np.float64)
+    y -= y.mean()
+    scaled: Floats = y / (np.sqrt((y**2).mean()) or 1.0)
+    return scaled
+
+
+def drawn_in(y: Floats) -> Floats:
+    """`standardised` of ``asinh((y - median) / s)``, with the upper median of ``y`` (n,).
+
+    ``s`` is 1.4826 times the upper median of the distances from it; where that is 0, their root
+    mean square, or 1.
+    """
+    y = np.asarray(y, dtype=np.float64)
+    y = y - np.sort(y)[len(y) // 2]
+    s = float(1.4826 * np.sort(np.abs(y))[len(y) // 2] or np.sqrt((y**2).mean()))
+    return standardised(np.arcsinh(y / (s or 1.0)))
+
+
+def bent(knots: Floats, values: Floats, y: Floats) -> Floats:
+    """Scores ``y`` (n,) by the map of `cexnn.score_map`: ``knots`` go to ``values``, both (m,)."""
+    slopes = np.diff(values) / np.diff(knots)
+    above, below = np.maximum(y - knots[-1], 0), np.maximum(knots[0] - y, 0)
+    found: Floats = np.interp(y, knots, values)
+    found += np.log1p(slopes[-1] * above) - np.log1p(slopes[0] * below)
+    return found

@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 
 from cexnn.checks import MAX_SIZE
 
-__all__ = ["check_scores", "csr_from_pairs", "stored_products", "stored_rows", "take_rows"]
+__all__ = [
+    "check_scores",
+    "csr_from_pairs",
+    "csr_from_rows",
+    "stored_products",
+    "stored_rows",
+    "take_rows",
+]
 
 
 def csr_from_pairs(
@@ -42,7 +49,17 @@ def csr_from_pairs(
     >>> csr_from_pairs(np.int32([0, 2]), np.int32([1, 0]), np.float32([5, 0]), (3, 2)).nnz
     2
     """
-    indptr = _indptr(rows, shape[0]).astype(np.int32 if len(rows) <= MAX_SIZE else np.int64)
+    return csr_from_rows(_indptr(rows, shape[0]), items, scores, shape)
+
+
+def csr_from_rows(
+    indptr: NDArray[np.int64],
+    items: NDArray[np.int32],
+    scores: NDArray[np.float32],
+    shape: tuple[int, int],
+) -> scipy.sparse.csr_array:
+    """Make the matrix that `csr_from_pairs` does of where its rows begin."""
+    indptr = indptr.astype(np.int32 if len(items) <= MAX_SIZE else np.int64)
     return scipy.sparse.csr_array((scores, items, indptr), shape=shape)
 
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn import _core
 from cexnn.arrays import device_of_pairs, pairs_for, to_numpy
-
-if TYPE_CHECKING:
-    import scipy.sparse
-
-    from cexnn.search import Session
+from cexnn.scorer_errors import (
+    EngineClosedError,
+    NamingPairs,
+    ScorerError,
+    as_float32,
+    usable_scores,
+)
 
 __all__ = [
     "EngineClosedError",
+    "NamingPairs",
     "PairScorer",
     "Scorer",
     "ScorerError",
@@ -26,7 +28,6 @@ __all__ = [
     "call_scorer",
     "check_call",
     "checked_scores",
-    "naming_pairs",
 ]
 
 FloatArray = NDArray[np.float32]
@@ -60,68 +61,6 @@ class Scorer(Protocol):
             One finite score for each pair, in their order; of any library (see `cexnn.arrays`).
         """
         ...
-
-
-class ScorerError(RuntimeError):
-    """A scorer raised, or returned something that is not one finite score for each pair.
-
-    The original exception, if there was one, is the ``__cause__``. Scores that were paid for
-    before the failure are kept: they are never to be bought twice. Pickled, the error leaves its
-    session behind, whose scores are then in ``paid``.
-
-    Attributes
-    ----------
-    row, item : int
-        The first pair at fault: query row and item id.
-    scores : (p,) float32 or None
-        Scores of the failed call, NaN where none was obtained; None if it yielded nothing.
-        A scorer that works in batches may raise this error itself with what it has.
-    session : Session or None
-        Set by `Index.search`: the search as it stands. Its ``result()`` is the best answer so
-        far; ``ask()`` and ``tell()`` continue it.
-    paid : CSR (n_queries, n_items) float32 or None
-        Set by `score_pairs`: every score obtained so far.
-    """
-
-    def __init__(
-        self, message: str, *, row: int, item: int, scores: FloatArray | None = None
-    ) -> None:
-        super().__init__(message)
-        self.row = row
-        self.item = item
-        self.scores = scores
-        self.session: Session | None = None
-        self.paid: scipy.sparse.csr_array | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        make = functools.partial(type(self), row=self.row, item=self.item)
-        return make, self.args, _without_session(self)
-
-
-class EngineClosedError(RuntimeError):
-    """A `ScoringEngine` is closed and takes no more pairs.
-
-    Attributes
-    ----------
-    session : Session or None
-    paid : CSR (n_queries, n_items) float32 or None
-        As `ScorerError` has them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__("scorer: the engine is closed")
-        self.session: Session | None = None
-        self.paid: scipy.sparse.csr_array | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (), _without_session(self)
-
-
-def _without_session(error: ScorerError | EngineClosedError) -> dict[str, Any]:
-    """Return what an error tells in another process, where a search cannot go on."""
-    if error.session is None:
-        return vars(error)
-    return {**vars(error), "session": None, "paid": error.session.result().scored}
 
 
 def check_call(scorer: Scorer, queries: Sequence[Any]) -> int:
@@ -183,50 +122,32 @@ def call_scorer(
     """
     if len(rows) == 0:
         return np.empty(0, dtype=np.float32)
-    with naming_pairs(rows, items):
+    with NamingPairs(rows, items):
         returned = scorer(queries, *pairs_for(scorer, rows, items))
     return checked_scores(returned, rows, items, allow_missing=allow_missing)
-
-
-@contextmanager
-def naming_pairs(rows: Any, items: Any) -> Iterator[None]:
-    """Turn what a scorer raises on these pairs, one at least, into a `ScorerError`."""
-    try:
-        yield
-    except ScorerError as error:
-        error.scores = _usable(error.scores, len(rows))
-        raise
-    except EngineClosedError:  # nothing is wrong with these pairs
-        raise
-    except Exception as error:
-        row, item = (int(to_numpy("pairs", numbers)[0]) for numbers in (rows, items))
-        raise ScorerError(
-            f"the scorer raised {type(error).__name__} on a call of {len(rows)} pairs that starts "
-            f"with query {row}, item {item}: {error}",
-            row=row,
-            item=item,
-        ) from error
-    except BaseException as error:  # Ctrl-C: what it carries was paid for
-        if hasattr(error, "scores"):
-            error.scores = _usable(error.scores, len(rows))
-        raise
 
 
 def checked_scores(
     returned: Any, rows: IdArray, items: IdArray, *, allow_missing: bool = False
 ) -> FloatArray:
     """Return what a scorer returned for these pairs, one at least, as scores; see `call_scorer`."""
-    wrong = functools.partial(ScorerError, row=int(rows[0]), item=int(items[0]))
     try:
-        with np.errstate(over="ignore"):  # too large for float32 becomes infinite: refused below
-            scores = np.asarray(to_numpy("scores", returned), dtype=np.float32)
+        scores = as_float32(returned)
     except Exception as error:  # whatever the conversion raises: a tensor with a gradient, say
         kind = type(returned).__name__
-        raise wrong(f"the scorer must return numbers, got {kind}: {error}") from error
+        raise ScorerError(
+            f"the scorer must return numbers, got {kind}: {error}",
+            row=int(rows[0]),
+            item=int(items[0]),
+        ) from error
     if scores.shape != rows.shape:
-        raise wrong(
-            f"the scorer must return one score a pair, shape {rows.shape}, got {scores.shape}"
+        raise ScorerError(
+            f"the scorer must return one score a pair, shape {rows.shape}, got {scores.shape}",
+            row=int(rows[0]),
+            item=int(items[0]),
         )
+    if _core.all_finite(scores):
+        return scores
     bad = np.flatnonzero(np.isinf(scores) if allow_missing else ~np.isfinite(scores))
     if bad.size:
         j = int(bad[0])
@@ -235,21 +156,9 @@ def checked_scores(
             f"({bad.size} of {len(rows)} scores are not finite)",
             row=int(rows[j]),
             item=int(items[j]),
-            scores=_usable(scores, len(rows)),
+            scores=usable_scores(scores, len(rows)),
         )
-    return np.ascontiguousarray(scores)
-
-
-def _usable(given: Any, n: int) -> FloatArray | None:
-    """Return the scores of a failed call, NaN where there is none; a scorer may set anything."""
-    try:
-        with np.errstate(over="ignore"):
-            scores = np.asarray(to_numpy("scores", given), dtype=np.float32)
-    except Exception:  # whatever the conversion raises
-        return None
-    if scores.shape != (n,):
-        return None
-    return np.where(np.isfinite(scores), scores, np.float32(np.nan))
+    return scores
 
 
 def by_position(texts: Any) -> Any:

@@ -129,14 +129,12 @@ class Session:
             self._plan()  # where the plan of the last `tell` was cut short
         if nothing_waits and not self.done:
             size = self._sizes[self._round]
-            if self._planned is not None:
-                new = self._planned[:, :size]
-            else:
+            new = self._planned
+            if new is None:
                 new = self._open() if self._round == 0 else self._next(size)
-            stored, columns = np.nonzero(new >= 0)
-            pending = (self._running[stored].astype(np.int32), new[stored, columns])
+            pending = _core.list_pairs(new, self._running)
             if self.trace is not None:
-                estimates = None if self._estimates is None else self._estimates[stored, columns]
+                estimates = None if self._estimates is None else self._estimates[new >= 0]
                 self.trace.note(*pending, estimates, self._spent)
                 self._estimates, self._spent = None, (0.0, 0.0)
             self._round, self._planned, self._pending = self._round + 1, None, pending
@@ -169,26 +167,31 @@ class Session:
         if values.dtype != np.float32:
             with np.errstate(over="ignore"):
                 values = values.astype(np.float32)
-        told = np.isfinite(values)
-        all_told = bool(told.all())
-        if not all_told:
-            bad = np.flatnonzero(~(told | np.isnan(values) if allow_missing else told))
-            if bad.size:
-                j = int(bad[0])
-                raise ValueError(
-                    f"scores: expected finite numbers, got {values[j]} for query {rows[j]}, "
-                    f"item {items[j]}"
-                )
+        values = np.ascontiguousarray(values)
         waiting = (rows[:0], items[:0])
-        if len(values) < len(rows) or not all_told:
-            kept = np.concatenate([~told, np.ones(len(rows) - len(values), dtype=bool)])
-            waiting = (rows[kept], items[kept])
-            rows, items, values = rows[~kept], items[~kept], values[told]
+        if len(values) < len(rows) or not _core.all_finite(values):
+            told = self._told_at(values, allow_missing=allow_missing)
+            values = values[told[: len(values)]]
+            waiting, rows, items = (rows[~told], items[~told]), rows[told], items[told]
         counts = self._known.append(rows, items, values)
         # At once: an interrupt cannot come between.
         self._known.counts, self._pending = counts, waiting
         if self._stop_confident and len(waiting[0]) == 0 and 0 < self._round < len(self._sizes):
             self._plan()
+
+    def _told_at(self, values: FloatArray, *, allow_missing: bool) -> NDArray[np.bool_]:
+        """Tell which of the pairs that wait these scores are for, (p,) bool; see `tell`."""
+        rows, items = self._pending
+        told = np.zeros(len(rows), dtype=np.bool_)
+        told[: len(values)] = np.isfinite(values)
+        bad = np.flatnonzero(~told[: len(values)] & ~(np.isnan(values) & allow_missing))
+        if bad.size:
+            j = int(bad[0])
+            raise ValueError(
+                f"scores: expected finite numbers, got {values[j]} for query {rows[j]}, "
+                f"item {items[j]}"
+            )
+        return told
 
     def result(self) -> SearchResult:
         """Return the best items among all scored so far."""
@@ -220,10 +223,7 @@ class Session:
                 best = self._sifted(best, size)[0]
             in_turn = best.reshape(self.n_queries, -1, best.shape[1]).transpose(0, 2, 1)
             given.append(in_turn.reshape(self.n_queries, -1))
-        candidates = np.concatenate(given, axis=1)
-        opening = np.empty((self.n_queries, size), dtype=np.int32)
-        for row, ids in enumerate(candidates.tolist()):
-            opening[row] = [i for i in dict.fromkeys(ids) if i >= 0][:size]
+        opening = _core.first_distinct(np.concatenate(given, axis=1), size)
         self._spent = 0.0, time.perf_counter() - start
         return opening
 
@@ -267,7 +267,8 @@ class Session:
         """Plan the next round, without the queries that are confident before it."""
         if self._planned is not None or len(self._running) == 0:
             return
-        ids = self._next(max(SHORTLIST, self._sizes[self._round]))
+        size = self._sizes[self._round]
+        ids = self._next(max(SHORTLIST, size))
         told = (*self._told(), self._priors, self._model)
         means, variances = self._searcher.posterior(
             *told, np.ascontiguousarray(ids[:, :SHORTLIST]), self._state, self._num_threads
@@ -282,13 +283,13 @@ class Session:
             self._k,
         )
         if self._estimates is not None:
-            self._estimates = self._estimates[going]
+            self._estimates = self._estimates[:, :size][going]
         kept = np.flatnonzero(going).astype(np.int32)
         priors, grown, fresh = self._priors, self._state, self._searcher.make_state(len(kept))
         self._running, self._priors, self._planned, self._state = (
             self._running[going],
             priors.take(kept) if isinstance(priors, _core.DeviceArray) else priors[kept],
-            ids[going],
+            ids[:, :size][going],
             fresh,  # all at once; an interrupt from here on only costs what had been grown
         )
         self._searcher.keep(grown, kept)

@@ -130,7 +130,8 @@ def _units(learned: Learned, *, calibrated: bool) -> Units | None:
         return drawn_in if calibrated else standardised
     if not learned.score_map.knots:
         return None
-    return learned.score_map if calibrated else learned.score_map.line
+    bend = learned.score_map if calibrated else learned.score_map.line
+    return lambda _, scores: bend(scores)
 
 
 def _priors(
@@ -158,12 +159,10 @@ def _priors(
         if learned.query_scale == 0 and len(learned.query_map) == 0:
             return np.tile(learned.mean_query, (n_queries, 1))
         found = _core.map_embeddings(given, learned.query_scale, items.query_map)
-        small = _core.all_finite(found.ravel(), MAX_FACTOR)
     else:
         with np.errstate(over="ignore", invalid="ignore"):
             found = query_priors(given, learned.query_scale, learned.query_map, learned.mean_query)
-        small = bool((np.abs(found) <= MAX_FACTOR).all())
-    if not small:
+    if not _core.all_finite(found.ravel(), MAX_FACTOR):
         raise ValueError(
             "query_embeddings: expected numbers of the build's size, got far larger ones"
         )
