@@ -46,8 +46,8 @@ def test_the_stub_matches_the_native_module():
     for name, methods in declared.items():
         value = getattr(_core, name)
         if isinstance(value, type):
-            protocols = {"__len__", "__dlpack__", "__dlpack_device__", "__cuda_array_interface__"}
-            named = {"__init__"} | protocols
+            protocols = {"__dlpack__", "__dlpack_device__", "__cuda_array_interface__"}
+            named = {"__init__", "__len__", "__getitem__"} | protocols
             own = {m for m in vars(value) if not m.startswith("_") or m in named}
             if not methods:  # made by others only
                 own.discard("__init__")
