@@ -298,26 +298,47 @@ def test_what_was_cut_is_counted_and_said_once(caplog):
     assert any("queries cut to fit max_query_length=4" in text for text in messages)
 
 
-@pytest.mark.parametrize("width", [7, 10])
-@pytest.mark.parametrize("n_parts", [1, 2, 3, 9])
-def test_a_batch_is_shared_out_evenly_and_its_parts_are_as_wide_as_they_need(width, n_parts):
-    lengths = np.array([width, 6, 6, 5, 4, 2, 1], dtype=np.int64)
+def all_cuts(n):
+    """All ways to cut n rows into parts, as their numbers of rows."""
+    for mask in range(1 << (n - 1)):
+        cuts = [0, *(j + 1 for j in range(n - 1) if mask >> j & 1), n]
+        yield np.diff(cuts).tolist()
+
+
+@pytest.mark.parametrize("width", [61, 64])
+@pytest.mark.parametrize("n_parts", [1, 2, 3, 20])
+@pytest.mark.parametrize("sort", [True, False])
+def test_parts_are_as_wide_as_they_need_and_the_largest_as_small_as_can_be(width, n_parts, sort):
+    lengths = np.array([width, 52, 50, 31, 31, 24, 22, 9, 8, 8, 3], dtype=np.int64)
+    if not sort:
+        np.random.default_rng(3).shuffle(lengths)
+    unit = 1 + width % 2
     n = len(lengths) + width % 2  # with an odd width: the last row once more
     ids = np.arange(n * width, dtype=np.int64).reshape(n, width)
     parts = split_batch(PackedBatch(ModelInputs(ids, -ids, ids + 1), lengths, 0, 0), n_parts)
-    sizes = [len(part.input_ids) for part in parts]
-    assert sum(sizes) == n
-    assert max(sizes) - min(sizes) <= 1 + width % 2
+    assert len(parts) <= n_parts
+    whole = np.append(lengths, lengths[-1])[:n]
+    widths = np.minimum(whole + whole % 2, width)
     begin = 0
-    for part, size in zip(parts, sizes, strict=True):
-        needed = lengths[min(begin, 6) : begin + size].max()
-        assert needed <= part.input_ids.shape[1] <= min(needed + 1, width)
+    for part in parts:
+        rows = slice(begin, begin + part.n_rows)
+        assert part.shape[1] == widths[rows].max()
         assert part.input_ids.size % 2 == 0
-        expected = ids[begin : begin + size, : part.input_ids.shape[1]]
+        expected = ids[rows, : part.shape[1]]
         for got, wanted in zip(part, (expected, -expected, expected + 1), strict=True):
             np.testing.assert_array_equal(got, wanted)
             assert got.flags.c_contiguous
-        begin += size
+        begin += part.n_rows
+    assert begin == n
+    largest = [
+        max(
+            unit * size * max(widths[unit * b : unit * (b + size)])
+            for b, size in zip(np.cumsum([0, *sizes]), sizes, strict=False)
+        )
+        for sizes in all_cuts(n // unit)
+        if len(sizes) <= n_parts
+    ]
+    assert max(part.input_ids.size for part in parts) == min(largest)
 
 
 def test_batches_hold_little_padding_and_an_even_number_of_tokens():
