@@ -45,9 +45,12 @@ inline std::int64_t with_spare(std::int64_t k, const CompactItems& from) {
 }
 
 // Of upper bounds by coarse items, candidates kept: of Gaussian factors k = 10 needs up to 150, 100
-// up to 900, 1000 up to 5000. With fewer items a pass over their bytes takes less time.
-inline std::int64_t with_bounded(std::int64_t k) { return 8 * k + 192; }
-constexpr std::int64_t kItemsPerBounded = 64;
+// up to 900, 1000 up to 5000, and as many more as best items are excluded. Keeping so many takes
+// time: with fewer items, or more excluded, a pass over the bytes takes less.
+inline std::int64_t with_bounded(std::int64_t k, std::int64_t n_excluded) {
+  return 8 * (k + n_excluded) + 192;
+}
+constexpr std::int64_t kItemsPerBounded = 128;
 
 // Borrows its arrays, may be used from several threads.
 class ItemScan {
@@ -85,7 +88,10 @@ class ItemScan {
 
   void answer(const Block& block, int num_threads, MatrixView<std::int32_t> ids_out,
               MatrixView<float> approx_out) const {
-    const std::int64_t k = ids_out.cols, n_bounded = with_bounded(k);
+    std::int64_t n_excluded = 0;
+    for (std::int64_t q = 0; q < block.n_queries; ++q)
+      n_excluded = std::max(n_excluded, block.mask(q).size);
+    const std::int64_t k = ids_out.cols, n_bounded = with_bounded(k, n_excluded);
     const CoarseItems* coarse = nullptr;
     if (block.n_queries <= few_queries(compact_) && items_.rows >= kItemsPerBounded * n_bounded)
       coarse = coarse_.get(num_threads);
