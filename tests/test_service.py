@@ -280,7 +280,9 @@ BAD_BODIES = [
     ({"only": [1.5]}, "only[0]", "valid"),
     ({"query_embeddings": [[1.0]]}, "query_embeddings", "expected shape"),
     ({"query_embeddings": [[1.0], [1.0, 2.0]]}, "query_embeddings", "one length"),
+    ({"query_embeddings": [[1e39] * len(WORDS)]}, "query_embeddings", "finite"),
     ({"budgets": 3}, "budgets", "not permitted"),
+    ({"x" * 500: 3}, "x" * 77 + "...", "not permitted"),
 ]
 
 
@@ -318,6 +320,29 @@ def test_what_is_no_request_gets_an_answer():
     assert error_of(nothing, 404)["type"] == "not_found"
     assert error_of(method, 405)["type"] == "method_not_allowed"
     assert method.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"queries": ["\xff"]}', b'{"queries": ["a"], "k": ' + b"9" * 5000 + b"}", b"[" * 50000],
+    ids=["not UTF-8", "too many digits", "too deep"],
+)
+def test_what_cannot_be_read_is_a_bad_body(body):
+    async def conversation(client):
+        return await client.post(
+            "/search", content=body, headers={"Content-Type": "application/json"}
+        )
+
+    error = error_of(talk(conversation), 422)
+    assert (error["type"], error["argument"]) == ("invalid_request", "body")
+    assert error["message"].startswith("body: expected JSON")
+
+
+def test_whoever_watches_may_ask_for_the_head_alone():
+    async def conversation(client):
+        return [await client.head(path) for path in ("/", "/health", "/ready")]
+
+    assert [answer.status_code for answer in talk(conversation, token="t")] == [200] * 3
 
 
 def test_a_body_has_a_size():

@@ -216,6 +216,7 @@ def _run(app: FastAPI, listening: socket.socket, *, grace_seconds: int, access_l
             log_level="info" if access_log else "warning",
             access_log=access_log,
             server_header=False,
+            ws="none",  # nothing here speaks it
             timeout_graceful_shutdown=grace_seconds,
         )
     )

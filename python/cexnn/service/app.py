@@ -196,17 +196,20 @@ def _add_work(app: FastAPI, service: Service, bearer: Sequence[params.Depends]) 
 def _add_state(app: FastAPI, service: Service, bearer: Sequence[params.Depends]) -> None:
     """Add the paths that tell how the service is, and the one that changes it."""
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         return HTMLResponse(
             PAGE.read_text(encoding="utf-8"), headers={"Content-Security-Policy": PAGE_POLICY}
         )
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", tags=["state"])
     async def health() -> dict[str, str]:
         """Tell that the process is alive."""
         return {"status": "ok"}
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", tags=["state"], responses={503: {"model": ErrorAnswer}})
     async def ready() -> dict[str, str]:
         """Tell whether the index and the cross-encoder are there to be used."""

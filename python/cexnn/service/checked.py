@@ -77,4 +77,5 @@ def _matrix(rows: list[list[float]] | None) -> FloatArray | None:
         return None
     if len({len(row) for row in rows}) > 1:
         raise ServiceError.invalid("query_embeddings", "expected lists of one length, got several")
-    return np.array(rows, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what is beyond float32 is refused by name later
+        return np.array(rows, dtype=np.float32)

@@ -101,8 +101,10 @@ def from_service(request: Request, error: Exception) -> JSONResponse:
 
 
 def from_http(request: Request, error: Exception) -> JSONResponse:
-    """Answer what the web framework raises: no such path, another method."""
+    """Answer what the web framework raises: no such path, another method, a body beyond reading."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # not UTF-8, too deep, a number of thousands of digits
+        return ServiceError.invalid("body", "expected JSON, got what cannot be read").response()
     kind = _NAMES.get(error.status_code, "http_error")
     response = ServiceError(error.status_code, kind, str(error.detail)).response()
     response.headers.update(error.headers or {})
@@ -140,10 +142,14 @@ def _argument(location: tuple[int | str, ...]) -> str:
         if isinstance(part, int):
             named += f"[{part}]"
         elif part.isidentifier() and part not in _ALTERNATIVES:
+            part = _short(part)  # the client's own word, where nothing has that name
             named += f".{part}" if named else part
     return named or "body"
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    return _short(repr(value))
+
+
+def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
