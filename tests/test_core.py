@@ -359,6 +359,21 @@ def test_queries_of_any_size_search_rounded_items(dtype, size, device):
     assert np.array_equal(found[1], expected[1])
 
 
+@pytest.mark.parametrize("size", [1e-44, 1e-38, 1e-30, 1e-5, 7e4, 1e30])
+def test_a_batch_finds_among_items_of_any_size(size, device):
+    rng = np.random.default_rng(1)
+    V, U = normal(rng, 5000, 24), normal(rng, 6, 24)
+    V[2::3] *= np.float32(1e-7)  # what is small beside the largest stays exact
+    V[2::3, 1:] = 0
+    V *= np.float32(size)
+    searcher, nowhere = _core.Searcher(V, None, device=device), np.int32([])
+    found = searcher.top_items(U, np.zeros(7, np.int64), nowhere, 20, 1)
+    for q in range(6):
+        alone = searcher.top_items(U[q : q + 1], np.zeros(2, np.int64), nowhere, 20, 1)
+        np.testing.assert_array_equal(found[0][q], alone[0][0])
+        np.testing.assert_array_equal(found[1][q], alone[1][0])
+
+
 @pytest.mark.parametrize("dtype", [None, *DTYPES])
 @pytest.mark.parametrize("n", [1, 3, 9, 37])
 def test_one_pass_ranks_with_offsets_and_without(n, dtype, device):

@@ -65,18 +65,20 @@ class Finder {
     const std::int64_t n_kept = with_spare(out.k);
     const int units = panel_units_a_row<T>(items_.chunks);
     ws.counts.reserve(2 * n_queries);
-    ws.list_floats.reserve(2 * n_queries);
+    ws.list_floats.reserve(2 * n_queries + 1);
     ws.packed.reserve(n_queries * units);
     ws.keys.reserve(n_queries * kListRoom);
     const Lists lists{ws.keys.data(), ws.counts.data(), ws.list_floats.data(),
                       ws.counts.data() + n_queries};
-    const PackedQueries packed{ws.packed.data(), ws.list_floats.data() + n_queries, units};
+    const PackedQueries packed{ws.packed.data(), ws.list_floats.data() + n_queries,
+                               ws.list_floats.data() + 2 * n_queries, units};
     // Each range brings about so many candidates that the list is half full: those kept, for each
     // time that the range is longer than all before it.
     const std::int64_t growth = (kListRoom / 2 - n_kept) / n_kept;
-    std::int64_t begin = 0, end = std::max<std::int64_t>(2 * n_kept, kListRoom / 4);
-    launch(pack_queries_kernel<T>, dim3(unsigned(n_queries)), dim3(32), 0, ws.stream, queries,
-           packed, lists, static_cast<int>(std::min(end, items_.n)));
+    std::int64_t begin = 0, end = kListRoom / 2;
+    launch(pack_queries_kernel, dim3(unsigned(n_queries)), dim3(32), 0, ws.stream, queries,
+           std::is_same_v<T, float> ? exact_.largest_size : nullptr, packed, lists,
+           static_cast<int>(std::min(end, items_.n)));
     for (bool last = false; !last; begin = end, end += growth * end) {
       last = end >= items_.n;
       end = std::min(end, items_.n);
@@ -139,11 +141,13 @@ class Finder {
 
   // Of panel_kernel: the widest panel that the queries fill and shared memory holds, or 0.
   int columns(std::int64_t n_queries) const {
-    constexpr std::int64_t kStatic = 4096;
-    const std::int64_t room = device_properties().shared_bytes_a_block - kStatic;
-    if (n_queries > 128 && panel_bytes(8) <= room) return 8;
-    if (n_queries > 32 && panel_bytes(4) <= room) return 4;
-    return panel_bytes(1) <= room ? 1 : 0;
+    const auto fits = [&](int n) {
+      const std::int64_t static_bytes = 1024 + 3072 * n;
+      return panel_bytes(n) + static_bytes <= device_properties().shared_bytes_a_block;
+    };
+    if (n_queries > 128 && fits(8)) return 8;
+    if (n_queries > 32 && fits(4)) return 4;
+    return fits(1) ? 1 : 0;
   }
 
   void scan_panels(Workspace& ws, std::int64_t begin, std::int64_t end, std::int64_t n_queries,

@@ -163,8 +163,10 @@ __device__ inline float half_to_float(std::uint16_t bits) {
   return __half2float(__ushort_as_half(bits));
 }
 
-__device__ inline std::uint16_t float_to_half(float value) {
-  return __half_as_ushort(__float2half_rn(value));
+// Two numbers, the first one in the lower half.
+__device__ inline std::uint32_t floats_to_halves(float first, float second) {
+  const __half2 both = __floats2half2_rn(first, second);
+  return *reinterpret_cast<const std::uint32_t*>(&both);
 }
 
 // To the 10 bits after the point that matrix units take of a number, halves away from zero.

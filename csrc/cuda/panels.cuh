@@ -1,16 +1,23 @@
 // Many queries against every item, on the matrix units: 2 n m d flops on n d numbers, read once for
 // up to 256 queries. Scores stay in registers; those above their query's bar are appended to the
-// query's list. At 1 million rows of 128 floats and 256 queries: 65.5 GFLOP in TF32 on 0.51 GB.
+// query's list. At 1 million rows of 128 floats and 256 queries: 65.5 GFLOP on 0.51 GB.
+//
+// All numbers become halves on their way to the matrix units, which multiply these at twice the
+// rate of TF32. Both have 10 bits after the point; floats are brought near a half's largest number
+// by a power of two, so that what is 2^28 times smaller has all its bits still.
 //
 // A block keeps its queries in shared memory and lets items flow past them, 128 bytes of 128 rows
 // at a time, four such slices under way. Its eight warps hold 64 items x 8 kColumns queries each:
-// every 16 bytes that a lane reads from shared memory, of an item or a query, are its part of two
+// every 16 bytes that a lane reads from shared memory of a query are its part of two
 // multiplications. Units of 16 bytes are swizzled by their row, so that such reads meet all banks.
+// What is to be appended waits in shared memory until there is enough for all threads: nobody waits
+// for one count in device memory after another.
 //
 // Bars are those of the items before: the items are taken in a few ranges, each a multiple of all
 // before it, and between two ranges every list is cut to its best.
 #pragma once
 
+#include "panel_numbers.cuh"
 #include "rank.cuh"
 #include "rows.cuh"
 #include "scan.cuh"
@@ -20,108 +27,69 @@ namespace cexnn::cuda {
 
 constexpr int kPanelThreads = 256;
 constexpr int kPanelItems = 128;  // of a tile
-constexpr int kSliceUnits = 8;    // of 16 bytes: what a slice has of a row
 constexpr int kSlices = 4;        // under way
-constexpr int kListRoom = 8192;   // candidates of a query
+constexpr int kFoundRoom = 256;   // of candidates in shared memory, for 32 queries
 
-// What the matrix units take: 64 bytes of a query's numbers meet those of an item, in two steps.
-template <typename T>
-struct MatrixNumbers {              // halves
-  static constexpr int kSteps = 2;  // of 64 query bytes in a slice
-  __device__ static int swizzle(int row) { return (row & 1) * 4; }
-  __device__ static uint4 load(const uint4* row, int step, int lane, int swizzled) {
-    return row[(4 * step + lane) ^ swizzled];
+// What a block found that lists are to have. Full, it takes no more: what is added then goes to its
+// list at once.
+template <int kRoom>
+class Found {
+ public:
+  struct Shared {
+    Key keys[kRoom];
+    std::uint16_t queries[kRoom];
+    int count;
+  };
+
+  __device__ Found(Shared& shared, const Lists& lists, std::int64_t first_query)
+      : shared_(shared), lists_(lists), first_query_(first_query) {}
+
+  __device__ void clear() const {  // by one thread
+    shared_.count = 0;
   }
-  __device__ static void multiply(float (&sums)[4], std::uint32_t a0, std::uint32_t a1,
-                                  std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
-                                  std::uint32_t b1) {
-    mma_f16(sums, a0, a1, a2, a3, b0, b1);
-  }
-};
-
-template <>
-struct MatrixNumbers<float> {
-  static constexpr int kSteps = 2;
-  __device__ static int swizzle(int row) { return (row & 1) * 4; }
-  __device__ static uint4 load(const uint4* row, int step, int lane, int swizzled) {
-    const uint4 raw = row[(4 * step + lane) ^ swizzled];  // the unit truncates: add half a place
-    return make_uint4(raw.x + 0x1000U, raw.y + 0x1000U, raw.z + 0x1000U, raw.w + 0x1000U);
-  }
-  __device__ static void multiply(float (&sums)[4], std::uint32_t a0, std::uint32_t a1,
-                                  std::uint32_t a2, std::uint32_t a3, std::uint32_t b0,
-                                  std::uint32_t b1) {
-    mma_tf32(sums, a0, a1, a2, a3, b0, b1);
-  }
-};
-
-template <>
-struct MatrixNumbers<std::int8_t> : MatrixNumbers<std::uint16_t> {  // widened to halves
-  static constexpr int kSteps = 4;
-  __device__ static int swizzle(int row) { return (row & 3) * 2; }
-  __device__ static uint4 load(const uint4* row, int step, int lane, int swizzled) {
-    const uint4* unit = row + ((2 * step + lane / 2) ^ swizzled);
-    const uint2 bytes = reinterpret_cast<const uint2*>(unit)[lane % 2];
-    const uint2 first = bytes_to_halves(bytes.x), second = bytes_to_halves(bytes.y);
-    return make_uint4(first.x, first.y, second.x, second.y);
-  }
-};
-
-// Queries as the matrix units take them: floats rounded to TF32, or scales[q] times halves.
-struct PackedQueries {
-  uint4* units = nullptr;
-  float* scales = nullptr;
-  int units_a_row = 0;
-};
-
-// Every query's candidates so far.
-struct Lists {
-  Key* keys = nullptr;       // (n_queries, kListRoom)
-  int* counts = nullptr;     // appended, those beyond the room too
-  float* bars = nullptr;     // what a score must exceed
-  int* overflown = nullptr;  // whether some were lost
-};
-
-template <typename T>
-int panel_units_a_row(int chunks) {
-  return (chunks + kSliceUnits - 1) / kSliceUnits * 4 * MatrixNumbers<T>::kSteps;
-}
-
-// A warp to a query: packs it and begins its list, for a first range of n_first items.
-template <typename T>
-__global__ void pack_queries_kernel(Queries queries, PackedQueries packed, Lists lists,
-                                    int n_first) {
-  constexpr bool kHalves = !std::is_same_v<T, float>;
-  constexpr int kNumbers = kHalves ? 8 : 4;  // of a unit
-  const std::int64_t q = blockIdx.x;
-  const int lane = static_cast<int>(threadIdx.x);
-  const float* query = queries.row(q);
-  float largest = 0.0F;
-  for (std::int64_t j = lane; j < queries.stride; j += 32)
-    largest = fmaxf(largest, fabsf(query[j]));
-  for (int offset = 16; offset > 0; offset /= 2)
-    largest = fmaxf(largest, __shfl_xor_sync(0xFFFFFFFFU, largest, offset));
-  // A power of two from the largest one's exponent; a tiny query is left to be unsure of.
-  const std::uint32_t exponent = __float_as_uint(largest) >> 23;
-  const bool scaled = kHalves && exponent > 30 && exponent < 224;
-  const float scale = scaled ? __uint_as_float(exponent << 23) : 1.0F;
-  const float inverse = scaled ? __uint_as_float((254 - exponent) << 23) : 1.0F;
-  for (int u = lane; u < packed.units_a_row; u += 32) {
-    std::uint32_t words[4];
-    for (int w = 0; w < 4; ++w) {
-      const std::int64_t j = std::int64_t{u} * kNumbers + w * (kNumbers / 4);
-      const float a = j < queries.stride ? query[j] : 0.0F;
-      const float b = kHalves && j + 1 < queries.stride ? query[j + 1] : 0.0F;
-      words[w] = kHalves ? float_to_half(a * inverse) |
-                               static_cast<std::uint32_t>(float_to_half(b * inverse)) << 16
-                         : __float_as_uint(a) + 0x1000U;
+  __device__ void add(int query, Key key) const {
+    const int at = atomicAdd(&shared_.count, 1);
+    if (at < kRoom) {
+      shared_.keys[at] = key;
+      shared_.queries[at] = static_cast<std::uint16_t>(query);
+    } else {
+      append(query, key);
     }
-    packed.units[q * packed.units_a_row + u] = make_uint4(words[0], words[1], words[2], words[3]);
   }
-  if (lane == 0) {
-    packed.scales[q] = scale;
-    lists.counts[q] = n_first;
-    lists.bars[q] = kMinusInfinity;
-    lists.overflown[q] = 0;
+  // Every thread of the block calls it: hands over what there is, if it is much or the last.
+  __device__ void hand_over(bool last) const {
+    __syncthreads();
+    const int n = min(shared_.count, kRoom);
+    if (n < kRoom / 2 && !last) return;  // nobody adds before the next barrier
+    for (int i = static_cast<int>(threadIdx.x); i < n; i += kPanelThreads)
+      append(shared_.queries[i], shared_.keys[i]);
+    __syncthreads();
+    if (threadIdx.x == 0) clear();
+  }
+
+ private:
+  __device__ void append(int query, Key key) const {
+    const std::int64_t q = first_query_ + query;
+    const int at = atomicAdd(&lists_.counts[q], 1);
+    if (at < kListRoom) lists_.keys[q * kListRoom + at] = key;
+  }
+
+  Shared& shared_;
+  const Lists& lists_;
+  std::int64_t first_query_;
+};
+
+// numbers[e], without an array in memory: by halving.
+template <int kCount>
+__device__ float pick(const float (&numbers)[kCount], int e) {
+  if constexpr (kCount == 1) {
+    return numbers[0];
+  } else {
+    float half[kCount / 2];
+#pragma unroll
+    for (int i = 0; i < kCount / 2; ++i)
+      half[i] = (e & 1) != 0 ? numbers[2 * i + 1] : numbers[2 * i];
+    return pick(half, e / 2);
   }
 }
 
@@ -132,7 +100,10 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
     panel_kernel(Rows<T> items, std::int64_t begin, std::int64_t end, Adjustments adjust,
                  std::int64_t n_queries, PackedQueries packed, Lists lists) {
   using Numbers = MatrixNumbers<T>;
+  using Hits = Found<kFoundRoom * kColumns>;
   constexpr int kQueries = 32 * kColumns, kSliceSize = kPanelItems * kSliceUnits;
+  constexpr bool kHalves = !std::is_same_v<T, float>;
+  __shared__ typename Hits::Shared found;
   __shared__ float bars[kQueries];
   __shared__ float scales[kQueries];
   uint4* const panel = dynamic_shared<uint4>();
@@ -142,6 +113,9 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
   const int first_item = warp / 4 * 64, first_query = warp % 4 * 8 * kColumns;
   const std::int64_t panel_begin = std::int64_t{blockIdx.y} * kQueries;
   const bool first = begin == 0;
+  const float item_scale = *packed.item_scale;
+  const Hits hits(found, lists, panel_begin);
+  if (thread == 0) hits.clear();
 
   for (int q = thread; q < kQueries; q += kPanelThreads) {
     const bool inside = panel_begin + q < n_queries;
@@ -159,16 +133,18 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
   const std::int64_t n_tiles = (end - begin + kPanelItems - 1) / kPanelItems;
   std::int64_t fetched_tile = blockIdx.x;
   int fetched_slice = 0, fetched_to = 0;
+  const int fetched_row = thread / kSliceUnits, fetched_unit = thread % kSliceUnits;
+  uint4* const fetched_at =
+      slices + fetched_row * kSliceUnits + (fetched_unit ^ Numbers::swizzle(fetched_row));
   const auto fetch = [&] {
     if (fetched_tile < n_tiles) {
-      for (int u = thread; u < kSliceSize; u += kPanelThreads) {
-        const int r = u / kSliceUnits, unit = u % kSliceUnits;
-        const std::int64_t i = begin + fetched_tile * kPanelItems + r;
-        const int chunk = fetched_slice * kSliceUnits + unit;
-        const bool inside = i < end && chunk < items.chunks;
-        copy_async(
-            slices + fetched_to * kSliceSize + r * kSliceUnits + (unit ^ Numbers::swizzle(r)),
-            inside ? items.row(i) + chunk : items.row(0), inside);
+      const std::int64_t i = begin + fetched_tile * kPanelItems + fetched_row;
+      const int chunk = fetched_slice * kSliceUnits + fetched_unit;
+#pragma unroll
+      for (int r = 0; r < kPanelItems; r += kPanelThreads / kSliceUnits) {  // swizzled alike
+        const bool inside = i + r < end && chunk < items.chunks;
+        copy_async(fetched_at + fetched_to * kSliceSize + r * kSliceUnits,
+                   inside ? items.row(i + r) + chunk : items.row(0), inside);
       }
       if (++fetched_slice == n_slices) {
         fetched_slice = 0;
@@ -200,50 +176,71 @@ __global__ void __launch_bounds__(kPanelThreads, 1)
         for (int m = 0; m < 4; ++m) {
           const uint4* low = mine + 16 * m * kSliceUnits;
           const int swizzled = Numbers::swizzle(row);
-          const uint4 a = Numbers::load(low, step, column, swizzled);
-          const uint4 c = Numbers::load(low + 8 * kSliceUnits, step, column, swizzled);
+          const uint4 a = Numbers::load(low, step, column, swizzled, item_scale);
+          const uint4 c = Numbers::load(low + 8 * kSliceUnits, step, column, swizzled, item_scale);
 #pragma unroll
           for (int n = 0; n < kColumns; ++n) {
-            Numbers::multiply(sums[m][n], a.x, c.x, a.y, c.y, b[n].x, b[n].y);
-            Numbers::multiply(sums[m][n], a.z, c.z, a.w, c.w, b[n].z, b[n].w);
+            mma_f16(sums[m][n], a.x, c.x, a.y, c.y, b[n].x, b[n].y);
+            mma_f16(sums[m][n], a.z, c.z, a.w, c.w, b[n].z, b[n].w);
           }
         }
       }
     }
+    // Rows `row` and `row + 8` of each 16: four at a time, so that a query's bar and scale are read
+    // for all of them. A panel begins with an even row of answers.
 #pragma unroll
-    for (int m = 0; m < 8; ++m) {  // rows `row` and `row + 8` of each 16
-      const std::int64_t i = begin + tile * kPanelItems + first_item + 8 * m + row;
-      const float scale = i < end && adjust.scales != nullptr ? __ldg(adjust.scales + i) : 1.0F;
-      const float offsets[2] = {i < end ? adjust.offsets(0, i) : kMinusInfinity,
-                                i < end ? adjust.offsets(1, i) : kMinusInfinity};
-      const auto score = [&](int n, int c) {
-        const float sum = sums[m / 2][n][m % 2 * 2 + c];
-        return std::is_same_v<T, float>
-                   ? sum + offsets[c]  // a panel begins with an even row
-                   : fmaf(sum * scales[first_query + 8 * n + 2 * column + c], scale, offsets[c]);
+    for (int part = 0; part < 2; ++part) {
+      std::int64_t ids[4];
+      float item_scales[4], offsets[4][2];
+      std::uint32_t wanted[4];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const std::int64_t i = begin + tile * kPanelItems + first_item + 8 * (4 * part + m) + row;
+        ids[m] = i;
+        item_scales[m] = i < end && adjust.scales != nullptr ? __ldg(adjust.scales + i) : 1.0F;
+#pragma unroll
+        for (int c = 0; c < 2; ++c) offsets[m][c] = i < end ? adjust.offsets(c, i) : kMinusInfinity;
+        wanted[m] = 0;
+      }
+      const auto score = [&](int m, int e, float sum, float scale) {
+        return kHalves ? fmaf(sum * scale, item_scales[m], offsets[m][e % 2])
+                       : fmaf(sum, scale, offsets[m][e % 2]);
       };
-      bool any = first;
+      const auto query_of = [&](int e) { return first_query + 8 * (e / 2) + 2 * column + e % 2; };
+      const auto sum_of = [&](int m, int e) {
+        return sums[2 * part + m / 2][e / 2][m % 2 * 2 + e % 2];
+      };
 #pragma unroll
-      for (int n = 0; n < kColumns; ++n)
+      for (int e = 0; e < 2 * kColumns; ++e) {
+        const float bar = bars[query_of(e)], scale = scales[query_of(e)];
 #pragma unroll
-        for (int c = 0; c < 2; ++c) any |= score(n, c) > bars[first_query + 8 * n + 2 * column + c];
-      if (!any || i >= end) continue;
+        for (int m = 0; m < 4; ++m)
+          if (score(m, e, sum_of(m, e), scale) > bar) wanted[m] |= 1U << e;
+      }
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        if (first) wanted[m] = ids[m] < end ? (2U << (2 * kColumns - 1)) - 1 : 0;
+        if (wanted[m] == 0) continue;
+        float mine[2 * kColumns];
+#pragma unroll
+        for (int e = 0; e < 2 * kColumns; ++e) mine[e] = sum_of(m, e);
 #pragma unroll 1
-      for (int e = 0; e < 2 * kColumns; ++e) {  // rarely: one piece of code for all of them
-        float mine = 0.0F;
-#pragma unroll
-        for (int n = 0; n < kColumns; ++n)
-#pragma unroll
-          for (int c = 0; c < 2; ++c) mine = e == 2 * n + c ? score(n, c) : mine;
-        const int q = first_query + 8 * (e / 2) + 2 * column + e % 2;
-        const bool above = mine > bars[q];
-        if (!above && (!first || panel_begin + q >= n_queries)) continue;
-        const std::int64_t at = first ? i : atomicAdd(&lists.counts[panel_begin + q], 1);
-        if (at < kListRoom)
-          lists.keys[(panel_begin + q) * kListRoom + at] =
-              above ? key_of(mine, static_cast<std::int32_t>(i)) : kNone;
+        for (std::uint32_t left = wanted[m]; left != 0; left &= left - 1) {
+          const int e = __ffs(static_cast<int>(left)) - 1, q = query_of(e);
+          const float offset = e % 2 == 0 ? offsets[m][0] : offsets[m][1];
+          const float sum = pick(mine, e) * scales[q];
+          const float found_score = fmaf(sum, kHalves ? item_scales[m] : 1.0F, offset);
+          const Key key = key_of(found_score, static_cast<std::int32_t>(ids[m]));
+          if (!first) {
+            hits.add(q, key);
+          } else if (panel_begin + q < n_queries) {
+            lists.keys[(panel_begin + q) * kListRoom + ids[m]] =
+                found_score > bars[q] ? key : kNone;
+          }
+        }
       }
     }
+    hits.hand_over(tile + gridDim.x >= n_tiles);
   }
   wait_copies<0>();
 }

@@ -67,6 +67,9 @@ inline void copy_bulk(void* shared, const void* from, std::uint32_t bytes, CopyB
 
 inline float half_to_float(std::uint16_t bits) { return __half2float(__ushort_as_half(bits)); }
 inline std::uint16_t float_to_half(float value) { return __half_as_ushort(__float2half_rn(value)); }
+inline std::uint32_t floats_to_halves(float first, float second) {
+  return float_to_half(first) | static_cast<std::uint32_t>(float_to_half(second)) << 16;
+}
 
 inline float round_to_tf32(float value) {
   return __uint_as_float((__float_as_uint(value) + 0x1000U) & 0xFFFFE000U);
