@@ -123,9 +123,9 @@ class Finder {
         bulk.items_a_stage * items_.chunks * static_cast<std::int64_t>(sizeof(uint4));
     const std::int64_t room = device_properties().shared_bytes_a_block / 2 - kBeside - key_bytes;
     const auto n_stages = std::clamp<std::int64_t>(room / stage_bytes, 2, kMostStages);
-    launch(bulk.kernel, grid, dim3(kScanThreads),
-           static_cast<std::size_t>(key_bytes + n_stages * stage_bytes), ws.stream, items_, adjust_,
-           queries, select, static_cast<int>(n_stages));
+    launch_early(bulk.kernel, grid, dim3(kScanThreads),
+                 static_cast<std::size_t>(key_bytes + n_stages * stage_bytes), ws.stream, items_,
+                 adjust_, queries, select, static_cast<int>(n_stages));
   }
 
   static std::int64_t with_spare(std::int64_t k) {

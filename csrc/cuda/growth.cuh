@@ -46,12 +46,21 @@ __device__ inline void fill_tile(const UpdateArguments& u, std::int64_t q, int p
   panel += query.first / kTile;
   if (panel >= query.n_panels() || column > panel) return;
   const int first_column = column * kTile, first_row = panel * kTile;
-  for (int e = static_cast<int>(threadIdx.x) / 32; e < 2 * kTile; e += kTileThreads / 32) {
-    const int i = e % kTile, known = (e < kTile ? first_row : first_column) + i;
+  if (u.model.prior_scale_variance != 0.0) {  // four threads to a row, all rows at once
+    const int thread = static_cast<int>(threadIdx.x), e = thread / 4, i = e % kTile;
+    static_assert(kTileThreads == 4 * 2 * kTile);
+    const int known = (e < kTile ? first_row : first_column) + i;
     double p = 0.0;
-    if (u.model.prior_scale_variance != 0.0 && known < query.n)
-      p = warp_dot_of(u.d, u.item(query, known), u.priors + q * u.d);
-    if (threadIdx.x % 32 == 0) fits[e / kTile][i] = p;
+    if (known < query.n) {
+      const float *v = u.item(query, known), *prior = u.priors + q * u.d;
+#pragma unroll 8
+      for (int j = thread % 4; j < u.d; j += 4)
+        p = fma(static_cast<double>(v[j]), static_cast<double>(prior[j]), p);
+    }
+    for (int offset = 2; offset > 0; offset /= 2) p += __shfl_xor_sync(0xFFFFFFFFU, p, offset);
+    if (thread % 4 == 0) fits[e / kTile][i] = p;
+  } else if (threadIdx.x < 2 * kTile) {
+    fits[threadIdx.x / kTile][threadIdx.x % kTile] = 0.0;
   }
   const auto factor = [&](int i, int j) {
     return i < query.n && j < u.d ? static_cast<double>(u.item(query, i)[j]) : 0.0;
@@ -70,9 +79,9 @@ __device__ inline void fill_tile(const UpdateArguments& u, std::int64_t q, int p
 }
 
 // Of query blockIdx.y: what its first n_prepare blocks prepare, and the tiles of K's new rows.
-__global__ void __launch_bounds__(kUpdateThreads, 2)
-    begin_kernel(UpdateArguments u, int n_prepare) {
+__global__ void __launch_bounds__(kUpdateThreads) begin_kernel(UpdateArguments u, int n_prepare) {
   static_assert(kUpdateThreads == kTileThreads);
+  let_next_grid_start();
   const int block = static_cast<int>(blockIdx.x);
   if (block < n_prepare) {
     prepare(u, blockIdx.y, block);
@@ -83,6 +92,8 @@ __global__ void __launch_bounds__(kUpdateThreads, 2)
 
 // Tile blockIdx.x of L21 of panel blockIdx.y, of query blockIdx.z.
 __global__ void __launch_bounds__(kTileThreads) project_kernel(UpdateArguments u, int turn) {
+  wait_for_grid_before();
+  let_next_grid_start();
   __shared__ TileScratch scratch;
   __shared__ Tile tile;
   const std::int64_t q = blockIdx.z;
@@ -184,6 +195,8 @@ __device__ inline void eliminate(const UpdateArguments& u, const KnownRows& quer
 // Of query blockIdx.z and its panel number blockIdx.y: tile blockIdx.x of S, of which there are
 // kSpan, or of M. The last of the blocks that computed S makes W22 of it.
 __global__ void __launch_bounds__(kTileThreads) schur_kernel(UpdateArguments u, int turn) {
+  wait_for_grid_before();
+  let_next_grid_start();
   __shared__ TileScratch scratch;
   __shared__ Tile tile;
   __shared__ EliminationScratch elimination;
@@ -222,6 +235,8 @@ __global__ void __launch_bounds__(kTileThreads) schur_kernel(UpdateArguments u, 
 
 // Tile blockIdx.x of W21 of panel blockIdx.y, of query blockIdx.z.
 __global__ void __launch_bounds__(kTileThreads) invert_kernel(UpdateArguments u, int turn) {
+  wait_for_grid_before();
+  let_next_grid_start();
   __shared__ TileScratch scratch;
   __shared__ Tile tile;
   const std::int64_t q = blockIdx.z;

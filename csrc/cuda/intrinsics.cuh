@@ -16,6 +16,26 @@ __device__ T* dynamic_shared() {
   return reinterpret_cast<T*>(dynamic_shared_bytes);
 }
 
+// -- grids in a row ---------------------------------------------------------------------------
+//
+// From compute capability 9.0 on the blocks of a kernel that launch_early put on a stream may start
+// before the grid put there before it has ended.
+
+// Until that grid, and so all before it, has ended and what it wrote is seen. Every thread of such
+// a kernel calls it, before it reads what others wrote and before it writes or returns.
+__device__ inline void wait_for_grid_before() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// By every block: the grid that comes next may start once all of them were here.
+__device__ inline void let_next_grid_start() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // -- memory -----------------------------------------------------------------------------------
 
 // 16 bytes that are read once: they do not displace others from the first cache.

@@ -129,8 +129,10 @@ __device__ inline void prepare(const UpdateArguments& u, std::int64_t q, int blo
 // Query blockIdx.x: z = W r, a = W^T z and the new factors, zero from d to the stride of `factors`.
 __global__ void __launch_bounds__(kSolveThreads)
     solve_kernel(UpdateArguments u, float* factors, std::int64_t stride) {
-  constexpr int kWarps = kSolveThreads / 32;
+  constexpr int kWarps = kSolveThreads / 32, kLanesARow = 8;
   __shared__ double along_prior;
+  wait_for_grid_before();
+  let_next_grid_start();
   const std::int64_t q = blockIdx.x;
   const KnownRows query = u.queries[q];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
@@ -139,9 +141,16 @@ __global__ void __launch_bounds__(kSolveThreads)
   double* weights = u.weights + query.begin;
   double* steps = u.steps + q * kPhases * d;
   const float* prior = u.priors + q * d;
-  for (int i = warp; i < n; i += kWarps) {
-    const double sum = warp_dot_of(i + 1, query.row(i), u.residuals + query.begin);
-    if (lane == 0) z[i] = sum;
+  for (int first = 0; first < n; first += kSolveThreads / kLanesARow) {  // rows side by side
+    const int i = first + thread / kLanesARow;
+    const double* row = i < n ? query.row(i) : nullptr;
+    double sum = 0.0;
+#pragma unroll 8
+    for (int j = thread % kLanesARow; i < n && j <= i; j += kLanesARow)
+      sum = fma(row[j], u.residuals[query.begin + j], sum);
+    for (int offset = kLanesARow / 2; offset > 0; offset /= 2)
+      sum += __shfl_xor_sync(0xFFFFFFFFU, sum, offset);
+    if (i < n && thread % kLanesARow == 0) z[i] = sum;
   }
   __syncthreads();
   for (int task = warp; task < query.n_panels() * kPhases; task += kWarps) {
@@ -153,8 +162,12 @@ __global__ void __launch_bounds__(kSolveThreads)
     if (j < n) weights[phase * u.room + j] = sum;
   }
   __syncthreads();
-  for (int i = thread; i < n; i += kSolveThreads)
-    for (int phase = 1; phase < kPhases; ++phase) weights[i] += weights[phase * u.room + i];
+  for (int i = thread; i < n; i += kSolveThreads) {
+    double sum = 0.0;  // read all at once, as nothing is written between
+#pragma unroll
+    for (int phase = 0; phase < kPhases; ++phase) sum += weights[phase * u.room + i];
+    weights[i] = sum;
+  }
   __syncthreads();
   for (int task = warp; task < (d + 31) / 32 * kPhases; task += kWarps) {
     const int j = task / kPhases * 32 + lane, phase = task % kPhases;
@@ -174,7 +187,10 @@ __global__ void __launch_bounds__(kSolveThreads)
   const double step_weight = centred ? 1.0 : 1.0 - u.model.mix;
   for (int j = thread; j < static_cast<int>(stride); j += kSolveThreads) {
     double step = 0.0;
-    for (int phase = 0; j < d && phase < kPhases; ++phase) step += steps[phase * d + j];
+    if (j < d) {
+#pragma unroll
+      for (int phase = 0; phase < kPhases; ++phase) step += steps[phase * d + j];
+    }
     factors[q * stride + j] =
         j < d ? static_cast<float>(prior_weight * static_cast<double>(prior[j]) +
                                    step_weight * u.model.factor_variance * step)

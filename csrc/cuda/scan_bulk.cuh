@@ -51,8 +51,6 @@ __global__ void __launch_bounds__(kScanThreads, 2)
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int in_stage = (warp * kGroups + lane / kLanes) * kRows;  // the group's first row
   const bool leads = threadIdx.x == 0;
-  const Mask mask = queries.mask(blockIdx.y);
-  const QueryChunks<T, kLanes, kChunks> query(queries.row(blockIdx.y), items.chunks, lane % kLanes);
   if (leads) {
     for (int s = 0; s < n_stages; ++s) {
       start_barrier(&full[s], 1);
@@ -80,6 +78,9 @@ __global__ void __launch_bounds__(kScanThreads, 2)
     }
   };
   for (int s = 0; leads && s < n_stages - 1; ++s) fetch();
+  wait_for_grid_before();  // items are there before the query is
+  const Mask mask = queries.mask(blockIdx.y);
+  const QueryChunks<T, kLanes, kChunks> query(queries.row(blockIdx.y), items.chunks, lane % kLanes);
 
   int stage = 0, n_read = 0;
   float bar = kMinusInfinity;

@@ -26,20 +26,30 @@ template <Along kB, typename A, typename B>
 __device__ void multiply_tiles(int begin, int end, const A& a, const B& b, TileScratch& scratch,
                                Tile& out) {
   constexpr int kGroups = 4, kSide = 8, kEach = kTile / kSide, kSteps = kTile / kGroups;
+  constexpr int kRead = kTile * kTile / kTileThreads, kRows = kTileThreads / kTile;
   const int thread = static_cast<int>(threadIdx.x), group = thread / (kSide * kSide);
   const int row = thread / kSide % kSide, column = thread % kSide;
+  const int slow = thread / kTile, fast = thread % kTile;
   double sums[kEach][kEach] = {};
+  double next_a[kRead], next_b[kRead];  // read while the numbers before are multiplied
+  const auto read = [&](int t) {
+#pragma unroll
+    for (int r = 0; r < kRead; ++r) {
+      const int at = slow + kRows * r;
+      next_a[r] = a(at, t + fast);
+      next_b[r] = kB == Along::rows ? b(at, t + fast) : b(fast, t + at);
+    }
+  };
+  if (begin < end) read(begin);
   for (int t = begin; t < end; t += kTile) {
-    for (int e = thread; e < kTile * kTile; e += kTileThreads) {
-      const int slow = e / kTile, fast = e % kTile;
-      scratch.a[slow][fast] = a(slow, t + fast);
-      if (kB == Along::rows) {
-        scratch.b[slow][fast] = b(slow, t + fast);
-      } else {
-        scratch.b[fast][slow] = b(fast, t + slow);
-      }
+#pragma unroll
+    for (int r = 0; r < kRead; ++r) {
+      const int at = slow + kRows * r;
+      scratch.a[at][fast] = next_a[r];
+      (kB == Along::rows ? scratch.b[at][fast] : scratch.b[fast][at]) = next_b[r];
     }
     __syncthreads();
+    if (t + kTile < end) read(t + kTile);
 #pragma unroll
     for (int step = group * kSteps; step < (group + 1) * kSteps; ++step)
 #pragma unroll

@@ -110,16 +110,16 @@ class Updater {
     const auto panels = unsigned(plan.u.panels), queries = unsigned(plan.n_queries);
     for (int turn = 0; turn < plan.n_turns; ++turn) {
       const dim3 earlier(turn > 0 || plan.grows ? panels : 0, kSpan, queries);
-      launch(project_kernel, earlier, block, 0, ws.stream, plan.u, turn);
-      launch(schur_kernel, dim3(kSpan + earlier.x, kSpan, queries), block, 0, ws.stream, plan.u,
-             turn);
-      launch(invert_kernel, earlier, block, 0, ws.stream, plan.u, turn);
+      launch_early(project_kernel, earlier, block, 0, ws.stream, plan.u, turn);
+      launch_early(schur_kernel, dim3(kSpan + earlier.x, kSpan, queries), block, 0, ws.stream,
+                   plan.u, turn);
+      launch_early(invert_kernel, earlier, block, 0, ws.stream, plan.u, turn);
     }
   }
 
   static void solve(Workspace& ws, const Update& plan, float* factors, std::int64_t stride) {
-    launch(solve_kernel, dim3(unsigned(plan.n_queries)), dim3(kSolveThreads), 0, ws.stream, plan.u,
-           factors, stride);
+    launch_early(solve_kernel, dim3(unsigned(plan.n_queries)), dim3(kSolveThreads), 0, ws.stream,
+                 plan.u, factors, stride);
   }
 
   // What goes up for so many queries, whatever is known of them.

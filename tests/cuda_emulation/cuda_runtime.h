@@ -72,7 +72,17 @@ struct cudaPointerAttributes {
   void* hostPointer = nullptr;
 };
 
-struct cudaLaunchAttribute {};
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeIgnore,
+  cudaLaunchAttributeProgrammaticStreamSerialization,
+};
+union cudaLaunchAttributeValue {
+  int programmaticStreamSerializationAllowed;
+};
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  cudaLaunchAttributeValue val;
+};
 
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -135,6 +145,9 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute name, int
 
 namespace cuda_emulation {
 void* dynamic_shared_bytes();
+// By a thread of a kernel that may start before the grid before it has ended: from here on it may
+// not.
+void wait_for_grid_before();
 // The compute capability whose instructions kernels have, 80 for 8.0.
 int compiled_for();
 // Puts a kernel on the config's stream; `name` for messages.

@@ -22,6 +22,11 @@ inline void expect_compiled_for(int capability) {
   if (cuda_emulation::compiled_for() < capability) __trap();
 }
 
+// -- grids in a row ---------------------------------------------------------------------------
+
+inline void wait_for_grid_before() { cuda_emulation::wait_for_grid_before(); }
+inline void let_next_grid_start() {}
+
 // -- memory -----------------------------------------------------------------------------------
 
 inline uint4 load_once(const uint4* from) { return *from; }

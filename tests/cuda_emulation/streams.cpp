@@ -64,7 +64,11 @@ cudaError_t drain(Stream& stream, const std::function<bool()>& enough = [] { ret
   return cudaSuccess;
 }
 
+std::uint64_t n_waited = 0;  // threads of the grid under way, for the one before it
+
 }  // namespace
+
+void wait_for_grid_before() { ++n_waited; }
 
 Stream& stream_of(cudaStream_t stream) {
   static Stream* const standard = [] {
@@ -99,16 +103,26 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel, const c
   const dim3 grid = config.gridDim, block = config.blockDim;
   const auto n_threads = std::uint64_t{1} * block.x * block.y * block.z;
   if (n_threads == 0 || n_threads > 1024 || block.z > 64 || grid.x == 0 || grid.y == 0 ||
-      grid.z == 0 || grid.x > 0x7fffffffU || grid.y > 65535 || grid.z > 65535 ||
-      config.numAttrs != 0)
+      grid.z == 0 || grid.x > 0x7fffffffU || grid.y > 65535 || grid.z > 65535)
     return cudaErrorInvalidConfiguration;
+  bool early = false;
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config.attrs[i];
+    if (attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization || compiled_for() < 90)
+      return cudaErrorInvalidConfiguration;
+    early = attribute.val.programmaticStreamSerializationAllowed != 0;
+  }
   if (current_device() != 0) return cudaErrorInvalidResourceHandle;
   if (config.dynamicSmemBytes > static_cast<std::size_t>(allowed_to(kernel)))
     return cudaErrorInvalidValue;
   if (!is_capturing(config.stream)) ++counts.launches;
-  return put(config.stream, [config, name, thread = std::move(thread)] {
+  return put(config.stream, [config, name, early, n_threads, thread = std::move(thread)] {
     try {
+      n_waited = 0;
       run_grid(config, thread);
+      if (early && n_waited != n_threads * config.gridDim.x * config.gridDim.y * config.gridDim.z)
+        throw std::runtime_error(
+            "launched early, but not all threads wait once for the grid before");
       memory().check_guards();
     } catch (const std::exception& error) {
       const std::string at = "block (" + std::to_string(blockIdx.x) + ", " +

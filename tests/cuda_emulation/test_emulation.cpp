@@ -191,6 +191,24 @@ void test_launches() {
   expect(contains(launch_with(dim3(1, 65536), 1, 0), "invalid configuration"), "too many blocks");
 }
 
+__global__ void waiting_kernel(unsigned n_waiting, int* out) {
+  if (threadIdx.x < n_waiting) wait_for_grid_before();
+  out[threadIdx.x] = 1;
+}
+
+void test_early_launches() {
+  const Stream stream;
+  const DeviceBuffer<int> out(32);
+  const auto launched = [&](unsigned n_waiting) {
+    return message_of([&] {
+      launch_early(waiting_kernel, 3, 32, 0, stream, n_waiting, out.data());
+      stream.wait();
+    });
+  };
+  expect(launched(32).empty(), "a kernel that waits for the grid before");
+  expect(contains(launched(31), "launched early"), "one of which a thread does not");
+}
+
 void test_devices() {
   cudaSetDevice(1);
   expect(contains(message_of([] { DeviceBuffer<char> none(1); }), "invalid resource handle"),
@@ -238,6 +256,7 @@ void test_rounding() {
 int main() {
   test_sum();
   test_barriers();
+  test_early_launches();
   test_memory();
   test_streams();
   test_recording();
