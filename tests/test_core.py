@@ -314,24 +314,26 @@ CODES = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("n", [1, 4, 37])
 def test_every_code_is_read_as_its_number(dtype, n, device):
     """One code an item; the others' factors belie their codes: whoever reads those finds them."""
     d, k = 37, 8
-    U, indptr, nothing = np.ones((n, d), np.float32), np.zeros(n + 1, np.int64), np.int32([])
+    indptr, nothing = np.zeros(n + 1, np.int64), np.int32([])
+    U = np.random.default_rng(n).choice(np.float32([-2, -1, 1, 2]), size=(n, d))
     o = np.repeat(np.float32([0, -1e6]), [80, 80])
     for start in range(0, len(CODES[dtype]) - 80, 79):
-        part = CODES[dtype][start : start + 80]
+        part, factor = CODES[dtype][start : start + 80], (start + np.arange(80)) % d
         codes = np.zeros((160, d), dtype=dtype)
-        codes[np.arange(80), (start + np.arange(80)) % d] = part
+        codes[np.arange(80), factor] = part
         scales = np.full(160, 0.25, dtype=np.float32)
         V = 0.25 * codes.astype(np.float32)
-        V[80:] = 1e20
+        V[80:] = 1e20 * np.sign(U[0])
         searcher = _core.Searcher(V, o, *Compact(codes, scales).native(), device=device)
-        best = np.argsort(-part.astype(np.float32), kind="stable")[:k]
+        scores = 0.25 * part.astype(np.float32) * U[:, factor]
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
         ids, approx = searcher.top_items(U, indptr, nothing, k, 1)
         assert (ids == best).all()
-        assert (approx == 0.25 * part[best].astype(np.float32)).all()
+        assert (approx == np.take_along_axis(scores, best, axis=1)).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

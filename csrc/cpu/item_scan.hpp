@@ -13,6 +13,7 @@
 #include "few_queries.hpp"
 #include "kernels.hpp"
 #include "packed_queries.hpp"
+#include "panel_tile.hpp"
 #include "parallel.hpp"
 #include "topk.hpp"
 
@@ -28,11 +29,6 @@ inline std::int64_t few_queries(const CompactItems& from) {
 constexpr std::int64_t kQueriesPerBlock = 256;
 constexpr std::int64_t kItemsPerTile = 256;
 constexpr std::int64_t kItemsPerTask = 16 * kItemsPerTile;
-
-// Of a block: a tile of items waits in the second cache for panel after panel of queries, which
-// waits in the first for a few items at a time.
-constexpr std::int64_t kFloatsPerTile = 32768;
-constexpr std::int64_t kItemsAtOnce = 48;
 
 // Packed dot products differ in the last bits from those of one query, and those of compact items
 // by their rounding. More candidates than wanted are kept and ranked as one query ranks the factors
@@ -142,28 +138,31 @@ class ItemScan {
   std::vector<TopK> scan(const Block& block, const CompactItems& from, const CoarseItems* coarse,
                          std::int64_t n_kept, int num_threads) const {
     const bool few = block.n_queries <= few_queries(from);
-    const std::int64_t n_tasks = (items_.rows + kItemsPerTask - 1) / kItemsPerTask;
+    const Panels panels(kernels().lanes, block.queries, block.first, few ? 0 : block.n_queries,
+                        from.bytes.data != nullptr);
+    const std::int64_t per_tile =
+        few ? kItemsPerTile : PanelTile::size(items_, from, panels.size());
+    const std::int64_t per_task = std::max<std::int64_t>(1, kItemsPerTask / per_tile) * per_tile;
+    const std::int64_t n_tasks = (items_.rows + per_task - 1) / per_task;
     const std::size_t n_threads = static_cast<std::size_t>(
         std::max<std::int64_t>(1, std::min<std::int64_t>(num_threads, n_tasks)));
     const auto n_answers = static_cast<std::size_t>(answers_of(block.ranking) * block.n_queries);
     std::vector<std::vector<TopK>> best(n_threads, std::vector<TopK>(n_answers, TopK(n_kept)));
-    const std::int64_t n_floats =
-        few ? kItemsPerTile
-            : 2 * kernels().lanes * (kItemsAtOnce + 1) + (from.empty() ? 0 : tile() * items_.cols);
-    std::vector<std::vector<float>> scratches(
-        n_threads, std::vector<float>(static_cast<std::size_t>(n_floats)));
-    const Panels panels(kernels().lanes, block.queries, block.first, few ? 0 : block.n_queries);
+    const std::int64_t n_scores = few ? kItemsPerTile : 2 * kernels().lanes * (kItemsAtOnce + 1);
+    std::vector<std::vector<float>> scores(n_threads,
+                                           std::vector<float>(static_cast<std::size_t>(n_scores)));
+    std::vector<PanelTile> tiles(few ? 0 : n_threads, PanelTile(items_, from, panels.size()));
     const FewQueries alone({block.queries.row(block.first), few ? block.n_queries : 0, items_.cols},
                            items_, from, coarse);
     parallel_for(n_tasks, static_cast<int>(n_threads), [&](std::int64_t task, int thread) {
       std::vector<TopK>& mine = best[static_cast<std::size_t>(thread)];
-      float* scratch = scratches[static_cast<std::size_t>(thread)].data();
-      const std::int64_t begin = task * kItemsPerTask;
-      const std::int64_t end = std::min(items_.rows, begin + kItemsPerTask);
+      float* room = scores[static_cast<std::size_t>(thread)].data();
+      const std::int64_t begin = task * per_task, end = std::min(items_.rows, begin + per_task);
       if (few) {
-        scan_few(block, alone, begin, end, scratch, mine);
+        scan_few(block, alone, begin, end, room, mine);
       } else {
-        scan_panels(panels, block, from, begin, end, scratch, mine);
+        scan_panels(panels, block, begin, end, per_tile, tiles[static_cast<std::size_t>(thread)],
+                    room, mine);
       }
     });
     for (std::size_t e = 0; e < n_answers; ++e)
@@ -194,38 +193,16 @@ class ItemScan {
     }
   }
 
-  // Items that a panel of queries passes over while they wait in the second cache.
-  std::int64_t tile() const {
-    return std::max<std::int64_t>(
-               1, kFloatsPerTile / (std::max<std::int64_t>(1, items_.cols) * kItemsAtOnce)) *
-           kItemsAtOnce;
-  }
-
-  // The factors of n items from i on, of compact ones written to `room`.
-  const float* floats(const CompactItems& from, std::int64_t i, std::int64_t n, float* room) const {
-    if (from.empty()) return items_.row(i);
-    const float* scales = &from.scales[i];
-    if (from.halves.data != nullptr) {
-      kernels().widen_f16(from.halves.row(i), scales, n, items_.cols, room);
-    } else {
-      kernels().widen_i8(from.bytes.row(i), scales, n, items_.cols, room);
-    }
-    return room;
-  }
-
-  void scan_panels(const Panels& panels, const Block& block, const CompactItems& from,
-                   std::int64_t begin, std::int64_t end, float* scores,
+  void scan_panels(const Panels& panels, const Block& block, std::int64_t begin, std::int64_t end,
+                   std::int64_t per_tile, PanelTile& tile, float* scores,
                    std::vector<TopK>& best) const {
-    const Kernels& k = kernels();
-    float* room = scores + 2 * k.lanes * (kItemsAtOnce + 1);
-    for (std::int64_t t = begin; t < end; t += tile()) {
-      const std::int64_t tile_end = std::min(end, t + tile());
-      const float* items = floats(from, t, tile_end - t, room);
+    for (std::int64_t t = begin; t < end; t += per_tile) {
+      const std::int64_t tile_end = std::min(end, t + per_tile);
+      tile.load(t, tile_end);
       for (const Panel& panel : panels) {
         for (std::int64_t i = t; i < tile_end; i += kItemsAtOnce) {
           const std::int64_t n = std::min(kItemsAtOnce, tile_end - i);
-          k.panel_dots(items + (i - t) * items_.cols, n, panel.packed, panel.n_vectors, items_.cols,
-                       scores);
+          tile.dots(panel, i, n, scores);
           for (std::int64_t a = 0; a < answers_of(block.ranking); ++a)
             offer_panel(panel, block, counts_offsets(block.ranking, a), i, n, scores,
                         best.data() + a * block.n_queries + panel.first);
@@ -238,15 +215,16 @@ class ItemScan {
   void offer_panel(const Panel& panel, const Block& block, bool counted, std::int64_t i,
                    std::int64_t n, float* scores, TopK* best) const {
     std::int32_t positions[kItemsAtOnce * 2 * kMaxLanes];
-    const std::int64_t width = panel.n_vectors * kernels().lanes;
+    const auto width = static_cast<std::uint32_t>(panel.n_vectors * kernels().lanes);
     float* bars = scores + width * kItemsAtOnce;
     std::fill_n(bars, width, kInfinity);
     for (std::int64_t q = 0; q < panel.n_queries; ++q) bars[q] = best[q].bar();
     const std::int64_t n_above = kernels().above_bars(scores, candidates_.offsets_from(i, counted),
                                                       n, bars, panel.n_vectors, positions);
     for (std::int64_t at = 0; at < n_above; ++at) {
-      const std::int64_t item = i + positions[at] / width, q = positions[at] % width;
-      best[q].offer({scores[positions[at]] + candidates_.offset_of(item, counted),
+      const auto position = static_cast<std::uint32_t>(positions[at]);  // 32 bits divide faster
+      const std::int64_t item = i + position / width, q = position % width;
+      best[q].offer({scores[position] + candidates_.offset_of(item, counted),
                      static_cast<std::int32_t>(item)},
                     block.mask(panel.first + q));
     }

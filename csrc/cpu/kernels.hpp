@@ -10,6 +10,12 @@ constexpr std::int64_t kMaxLanes = 16;
 // Floats that a row of a matrix is padded to: the widest vector.
 constexpr std::int64_t kRowPadding = 16;
 
+// Rows that will be wanted soon, one for each of those that a kernel takes now: it asks for them.
+struct Ahead {
+  const void* rows;
+  std::int64_t stride;  // bytes
+};
+
 // Every dot product of one kind is accumulated in the same order whatever the shape it is part of,
 // so that a batch gives what its queries give one by one. panel_dots alone has an order of its own.
 struct Kernels {
@@ -36,12 +42,19 @@ struct Kernels {
   // out[i * d + j] = scales[i] * items[i * d + j].
   void (*widen_f16)(const std::uint16_t* items, const float* scales, std::int64_t n_items,
                     std::int64_t d, float* out);
-  void (*widen_i8)(const std::int8_t* items, const float* scales, std::int64_t n_items,
-                   std::int64_t d, float* out);
+  // A row's numbers as 16 bits each, in pairs: the even one is the lower half, zero comes after an
+  // odd number of them. out: (n_items, (d + 1) / 2).
+  void (*pair_i8)(const std::int8_t* items, std::int64_t n_items, std::int64_t d,
+                  std::int32_t* out);
   // out[i * n + q] = items[i] . query q, for n = n_vectors * lanes queries, n_vectors 1 or 2, that
   // are packed with one vector after another for each factor: panel[j * n + q].
   void (*panel_dots)(const float* items, std::int64_t n_items, const float* panel,
-                     std::int64_t n_vectors, std::int64_t d, float* out);
+                     std::int64_t n_vectors, std::int64_t d, Ahead ahead, float* out);
+  // out[i * n + q] = scales[i] * query_scales[q] * items[i] . query q, of numbers in pairs, the
+  // products exact: expects what dots_i8 does. panel[j * n + q] is query q's pair j.
+  void (*panel_dots_i16)(const std::int32_t* items, const float* scales, std::int64_t n_items,
+                         const std::int32_t* panel, const float* query_scales,
+                         std::int64_t n_vectors, std::int64_t n_pairs, Ahead ahead, float* out);
   // Writes the positions, ascending, where scores[i * n + q] + offsets[i] > bars[q], for i below
   // n_items and n as above, and returns how many there are; offsets may be null.
   std::int64_t (*above_bars)(const float* scores, const float* offsets, std::int64_t n_items,

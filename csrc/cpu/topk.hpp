@@ -29,10 +29,12 @@ class TopK {
   explicit TopK(std::int64_t k)
       : k_(static_cast<std::size_t>(k)), capacity_(std::max<std::size_t>(2 * k_, k_ + 64)) {}
 
-  // Minus infinity is never kept. Ids must ascend from call to call. `excluded` is sorted.
+  // Minus infinity is never kept. Ids must ascend from call to call. `excluded`, the same in every
+  // call, is sorted.
   void offer(Candidate candidate, VectorView<const std::int32_t> excluded) {
     if (!(candidate.score > bar_)) return;  // an equal score comes with a larger id
-    if (std::binary_search(excluded.begin(), excluded.end(), candidate.id)) return;
+    while (n_passed_ < excluded.size && excluded[n_passed_] < candidate.id) ++n_passed_;
+    if (n_passed_ < excluded.size && excluded[n_passed_] == candidate.id) return;
     buffer_.push_back(candidate);
     if (buffer_.size() == capacity_) cut();
   }
@@ -66,6 +68,7 @@ class TopK {
   std::size_t capacity_ = 0;
   float bar_ = -std::numeric_limits<float>::infinity();
   std::vector<Candidate> buffer_;
+  std::int64_t n_passed_ = 0;  // of the excluded ids: below the last one offered
 };
 
 }  // namespace cexnn::cpu
