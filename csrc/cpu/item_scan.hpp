@@ -29,6 +29,7 @@ inline std::int64_t few_queries(const CompactItems& from) {
 constexpr std::int64_t kQueriesPerBlock = 256;
 constexpr std::int64_t kItemsPerTile = 256;
 constexpr std::int64_t kItemsPerTask = 16 * kItemsPerTile;
+constexpr std::int64_t kItemsPerBatchTask = 1024;  // they take longer: threads share more evenly
 
 // Packed dot products differ in the last bits from those of one query, and those of compact items
 // by their rounding. More candidates than wanted are kept and ranked as one query ranks the factors
@@ -142,7 +143,8 @@ class ItemScan {
                         from.bytes.data != nullptr);
     const std::int64_t per_tile =
         few ? kItemsPerTile : PanelTile::size(items_, from, panels.size());
-    const std::int64_t per_task = std::max<std::int64_t>(1, kItemsPerTask / per_tile) * per_tile;
+    const std::int64_t n_items = few ? kItemsPerTask : kItemsPerBatchTask;
+    const std::int64_t per_task = std::max<std::int64_t>(1, n_items / per_tile) * per_tile;
     const std::int64_t n_tasks = (items_.rows + per_task - 1) / per_task;
     const std::size_t n_threads = static_cast<std::size_t>(
         std::max<std::int64_t>(1, std::min<std::int64_t>(num_threads, n_tasks)));
