@@ -47,7 +47,7 @@ inline std::int64_t with_spare(std::int64_t k, const CompactItems& from) {
 inline std::int64_t with_bounded(std::int64_t k, std::int64_t n_excluded) {
   return 8 * (k + n_excluded) + 192;
 }
-constexpr std::int64_t kItemsPerBounded = 128;
+constexpr std::int64_t kItemsPerBounded = 64;
 
 // Borrows its arrays, may be used from several threads.
 class ItemScan {
