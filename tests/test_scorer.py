@@ -40,6 +40,17 @@ def test_what_cannot_become_numbers_is_the_scorers_error():
 
 
 @pytest.mark.parametrize(
+    "given",
+    [["1", "2", "3"], np.array([b"1", b"2", b"3"]), np.array(["1", 2.0, 3.0], dtype=object)],
+)
+def test_digits_are_no_numbers(given):
+    with pytest.raises(ScorerError, match="must return numbers, got"):
+        call_scorer(lambda q, r, i: given, ["a", "b"], ROWS, ITEMS)
+    with pytest.raises(ScorerError, match="holds no numbers"):
+        call_scorer(PairScorer(lambda pairs: given, ["t"] * 7), ["a", "b"], ROWS, ITEMS)
+
+
+@pytest.mark.parametrize(
     ("given", "kept"),
     [
         (None, None),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn import _core
-from cexnn.arrays import device_of_pairs, pairs_for, to_numpy
+from cexnn.arrays import device_of_pairs, pairs_for
 from cexnn.scorer_errors import (
     EngineClosedError,
     NamingPairs,
@@ -206,4 +206,4 @@ class PairScorer:
         """Score the pairs; see `Scorer`."""
         asked, texts = by_position(queries), by_position(self._item_texts)
         pairs = [(asked[r], texts[i]) for r, i in zip(rows.tolist(), items.tolist(), strict=True)]
-        return np.asarray(to_numpy("predict(pairs)", self._predict(pairs)), dtype=np.float32)
+        return as_float32(self._predict(pairs))

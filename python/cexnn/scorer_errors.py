@@ -117,6 +117,10 @@ class NamingPairs:
 def as_float32(returned: Any) -> FloatArray:
     """Return scores as a C-contiguous array; what is too large becomes infinite."""
     scores = to_numpy("scores", returned)
+    if scores.dtype.kind not in "biufO" or (
+        scores.dtype.kind == "O" and any(isinstance(one, str | bytes) for one in scores.flat)
+    ):  # NumPy would read digits
+        raise TypeError(f"an array of {scores.dtype} that holds no numbers")
     if scores.dtype != np.float32:
         with np.errstate(over="ignore"):
             scores = scores.astype(np.float32)
