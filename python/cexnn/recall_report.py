@@ -23,7 +23,7 @@ from cexnn.evaluate import found_shares
 from cexnn.judging import DEFAULT_MEASURES, EXACT, Judge, JudgedRow
 from cexnn.progress import progress_bar
 from cexnn.recall_plot import Curve, plot_curves
-from cexnn.recall_table import markdown_table
+from cexnn.recall_table import ReportRow, markdown_table
 from cexnn.search import SearchResult
 
 __all__ = ["Report", "ReportRow", "report"]
@@ -31,37 +31,6 @@ __all__ = ["Report", "ReportRow", "report"]
 Wide = NDArray[np.float64]
 
 N_RESAMPLES = 2000
-
-
-@dataclass(frozen=True)
-class ReportRow:
-    """How one method did with one budget, for one ``k``.
-
-    Attributes
-    ----------
-    method : str
-    budget : int
-        Calls allowed a query.
-    k : int
-    recall : float
-        Mean over queries of the share of the exact ``k`` found.
-    low, high : float
-        Its 95 % interval, had other queries been drawn: percentiles of 2,000 bootstrap resamples
-        of the queries, the same ones for every row.
-    n_calls : float
-        Calls spent a query, mean.
-    seconds : float
-        For all queries together, the scorer's time included; of one run, which served every ``k``.
-    """
-
-    method: str
-    budget: int
-    k: int
-    recall: float
-    low: float
-    high: float
-    n_calls: float
-    seconds: float
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,44 @@
-"""The rows of a report as a Markdown table."""
+"""The rows of a report, and how they read as a Markdown table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from cexnn.judging import JudgedRow
 
-if TYPE_CHECKING:
-    from cexnn.recall_report import ReportRow
+__all__ = ["ReportRow", "markdown_table"]
 
-__all__ = ["markdown_table"]
+
+@dataclass(frozen=True)
+class ReportRow:
+    """How one method did with one budget, for one ``k``.
+
+    Attributes
+    ----------
+    method : str
+    budget : int
+        Calls allowed a query.
+    k : int
+    recall : float
+        Mean over queries of the share of the exact ``k`` found.
+    low, high : float
+        Its 95 % interval, had other queries been drawn: percentiles of 2,000 bootstrap resamples
+        of the queries, the same ones for every row.
+    n_calls : float
+        Calls spent a query, mean.
+    seconds : float
+        For all queries together, the scorer's time included; of one run, which served every ``k``.
+    """
+
+    method: str
+    budget: int
+    k: int
+    recall: float
+    low: float
+    high: float
+    n_calls: float
+    seconds: float
 
 
 def markdown_table(rows: Sequence[ReportRow], judged: Sequence[JudgedRow]) -> str:
