@@ -55,22 +55,30 @@ class CoarseItems {
   // Returns the sum of the squares of what rounding leaves.
   static std::int32_t pack(VectorView<const std::int8_t> bytes, std::uint8_t* out) {
     const std::int64_t n = vector_bytes();
+    std::uint8_t codes[2 * kMaxLanes * sizeof(float)];
     std::int32_t squares = 0;
     for (std::int64_t j = 0; j < bytes.size; j += 2 * n, out += n) {
-      const std::int64_t lower = std::min(n, bytes.size - j);
-      const std::int64_t upper = std::clamp<std::int64_t>(bytes.size - j - n, 0, n);
-      for (std::int64_t t = 0; t < lower; ++t) out[t] = coarse(bytes[j + t], squares);
-      for (std::int64_t t = 0; t < upper; ++t)
-        out[t] = static_cast<std::uint8_t>(out[t] | coarse(bytes[j + n + t], squares) << 4);
+      const std::int64_t n_codes = std::min(2 * n, bytes.size - j);
+      squares += round(bytes.data + j, n_codes, codes);
+      std::fill(codes + n_codes, codes + 2 * n, std::uint8_t{0});
+      for (std::int64_t t = 0; t < n; ++t)
+        out[t] = static_cast<std::uint8_t>(codes[t] | codes[n + t] << 4);
     }
     return squares;
   }
 
-  static std::uint8_t coarse(std::int8_t byte, std::int32_t& squares) {
-    const int code = (byte + kCoarseStep * kCoarseZero + kCoarseStep / 2) / kCoarseStep;
-    const int left = byte - kCoarseStep * (code - kCoarseZero);
-    squares += left * left;
-    return static_cast<std::uint8_t>(code);
+  // In sixteen bits, so that compilers widen the loop: 241 / 4096 is a 17th to what is below 255.
+  static std::int32_t round(const std::int8_t* bytes, std::int64_t n, std::uint8_t* codes) {
+    static_assert(kCoarseStep == 17 && kCoarseZero == 7);
+    std::int32_t squares = 0;
+    for (std::int64_t t = 0; t < n; ++t) {
+      const auto above = static_cast<std::uint16_t>(bytes[t] + 127);
+      const auto code = static_cast<std::uint16_t>(static_cast<std::uint16_t>(above * 241U) >> 12);
+      const auto left = static_cast<std::int16_t>(above - kCoarseStep * code - kCoarseStep / 2);
+      codes[t] = static_cast<std::uint8_t>(code);
+      squares += left * left;
+    }
+    return squares;
   }
 
   std::int64_t row_bytes_;
@@ -78,8 +86,9 @@ class CoarseItems {
   float variance_ = 0.0F;
 };
 
-// Coarse items of bytes, made by and by: their making takes as long as several passes over the
-// bytes, so the first kPassesBefore passes go without. They take half of the bytes' memory.
+// Coarse items of bytes, made once: their making takes as long as some thirty passes over the
+// bytes, half of it for fresh memory, so the first kPassesBefore passes go without. They take half
+// of the bytes' memory.
 class CoarseItemsInUse {
  public:
   explicit CoarseItemsInUse(MatrixView<const std::int8_t> bytes) : bytes_(bytes) {}
