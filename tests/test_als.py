@@ -107,6 +107,36 @@ def test_the_scores_are_not_changed():
     assert (matrix != before).nnz == 0
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_ends_it_early_leaves_the_callers_factors_as_they_were(monkeypatch, error):
+    _, scores = planted(np.random.default_rng(6), 20, 30, 3, 0.3)
+    given = {
+        name: np.random.default_rng(j).standard_normal((n, 3), dtype=np.float32)
+        for j, (name, n) in enumerate(
+            {"query_prior": 20, "item_prior": 30, "item_start": 30}.items()
+        )
+    }
+    before = {name: factors.copy() for name, factors in given.items()}
+
+    class Ends:
+        """A bar that fails after the first sweep, as whatever is called there may."""
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *details):
+            return None
+
+        def update(self, n):
+            raise error
+
+    monkeypatch.setattr("cexnn.als.progress_bar", lambda *args, **options: Ends())
+    with pytest.raises(error):
+        cexnn.factorize(scores, 3, regularization=0.1, **given)
+    for name, factors in given.items():
+        np.testing.assert_array_equal(factors, before[name])
+
+
 def test_choosing_on_more_queries_than_are_used_for_it():
     rng = np.random.default_rng(7)
     rows = np.repeat(np.arange(1200), 4)
