@@ -314,7 +314,7 @@ CODES = {
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n", [1, 4, 37])
+@pytest.mark.parametrize("n", [1, 4, 17])
 def test_every_code_is_read_as_its_number(dtype, n, device):
     """One code an item; the others' factors belie their codes: whoever reads those finds them."""
     d, k = 37, 8
