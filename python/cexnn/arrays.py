@@ -5,8 +5,9 @@ a tensor of torch, an array of CuPy.
 
 - In the host's memory it is used where it lies. As with NumPy's own, only what is of another type
   than wanted, or not C-contiguous, is converted, and so copied.
-- On CUDA's first device it is used where it lies, too, where what it is for runs there: a query's
-  embeddings by a search of an index there, pairs and scores by one whose scorer has
+- On CUDA's first device it is used where it lies, too, where what it is for runs there: queries'
+  embeddings by a search of an index there, items' by a build there, which brings them to the host
+  once, too, priors by a factorisation there, pairs and scores by a search whose scorer has
   ``pairs_device = "cuda"`` (`cexnn.device_session`). What is of another type, or not C-contiguous,
   is converted on the device. All else comes to the host in one transfer, when the argument is
   checked.
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 
 from cexnn import _core
 
-__all__ = ["device_of_pairs", "on_cuda", "pairs_for", "to_cuda", "to_numpy"]
+__all__ = ["device_of_pairs", "on_cuda", "pairs_for", "rows_of", "to_cuda", "to_numpy"]
 
 _CUDA = (2, 13)  # of DLPack's devices: its memory, and memory managed by it
 
@@ -81,6 +82,11 @@ def to_cuda(name: str, array: Any) -> _core.DeviceArray:
             if on_cuda(array):
                 return _core.DeviceArray.from_dlpack(array)
     return _core.DeviceArray(np.ascontiguousarray(to_numpy(name, array)))
+
+
+def rows_of(array: Any, rows: NDArray[np.int32]) -> Any:
+    """Return these rows of an array of NumPy's or on the device, where it is."""
+    return array.take(rows) if isinstance(array, _core.DeviceArray) else array[rows]
 
 
 def device_of_pairs(scorer: Any) -> str:

@@ -39,10 +39,6 @@ class Compact(NamedTuple):
             np.concatenate([self.codes, new.codes]), np.concatenate([self.scales, new.scales])
         )
 
-    def of(self, ids: NDArray[np.int32]) -> Compact:
-        """Return a copy of some items alone."""
-        return Compact(self.codes[ids], self.scales[ids])
-
     def native(self) -> tuple[NDArray[Any], FloatArray]:
         """Return codes and scales as the native core takes them: halves by their bits."""
         codes = self.codes.view(np.uint16) if self.dtype == "float16" else self.codes

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn import _core
-from cexnn.arrays import to_numpy
+from cexnn.arrays import rows_of, to_numpy
 from cexnn.confidence import Confidence
 from cexnn.known_scores import KnownScores, SearchResult, Units, blank
 from cexnn.schedule import SHORTLIST, round_sizes
@@ -285,10 +285,10 @@ class Session:
         if self._estimates is not None:
             self._estimates = self._estimates[:, :size][going]
         kept = np.flatnonzero(going).astype(np.int32)
-        priors, grown, fresh = self._priors, self._state, self._searcher.make_state(len(kept))
+        grown, fresh = self._state, self._searcher.make_state(len(kept))
         self._running, self._priors, self._planned, self._state = (
             self._running[going],
-            priors.take(kept) if isinstance(priors, _core.DeviceArray) else priors[kept],
+            rows_of(self._priors, kept),
             ids[:, :size][going],
             fresh,  # all at once; an interrupt from here on only costs what had been grown
         )

@@ -9,9 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cexnn import _core
-from cexnn.arrays import to_numpy
+from cexnn.arrays import rows_of, to_cuda, to_numpy
 from cexnn.checks import check_id_set
-from cexnn.compact import Compact
 from cexnn.learned import Learned
 
 __all__ = ["AnySearcher", "ItemsAsTheyAre", "Searched", "SomeItems"]
@@ -20,6 +19,7 @@ FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
 _Offsets = NDArray[np.int64]
 _Rows = FloatArray | _core.DeviceArray
+_Scanned = tuple[Any, ...]  # factors, codes, scales
 
 
 class SomeItems:
@@ -125,14 +125,32 @@ class ItemsAsTheyAre:
         Where searches run.
     removed : (r,) int32
         Ids of the items that were removed.
+    scanned : tuple of arrays
+        Item factors, and the rounded ones with their scales or None twice, where searches run: on
+        the CUDA device brought there once, for searches among some items, too. (Where factors do
+        not fill whole chunks of 16 bytes, the searcher there has them once more, filled up.)
     """
 
-    def __init__(self, learned: Learned, device: str) -> None:
+    def __init__(
+        self, learned: Learned, device: str, *, factors: _core.DeviceArray | None = None
+    ) -> None:
         self.learned, self.device = learned, device
+        scanned = learned.item_factors if factors is None else factors
+        compact = (None, None) if learned.compact is None else learned.compact.native()
+        self.scanned: _Scanned = (scanned, *compact)
+        if device == "cuda":
+            there = (None if x is None else to_cuda("item_factors", x) for x in self.scanned)
+            self.scanned = tuple(there)
         offsets = learned.item_offsets
         self.removed = np.flatnonzero(np.isneginf(offsets)).astype(np.int32)
-        searcher = self._searcher(learned.item_factors, offsets, learned.compact)
+        searcher = self._searcher(self.scanned, offsets)
         self._all = Searched(searcher, _any(offsets), len(offsets) - len(self.removed))
+
+    @property
+    def factors_there(self) -> _core.DeviceArray | None:
+        """The item factors on the device, where searches run there."""
+        factors = self.scanned[0]
+        return factors if isinstance(factors, _core.DeviceArray) else None
 
     @cached_property
     def query_map(self) -> _core.DeviceArray:
@@ -175,17 +193,14 @@ class ItemsAsTheyAre:
         if 4 * n > len(learned.item_factors):
             offsets = np.full_like(learned.item_offsets, -np.inf)
             offsets[ids] = learned.item_offsets[ids]
-            searcher = self._searcher(learned.item_factors, offsets, learned.compact)
-            return Searched(searcher, _any(offsets), n, ids)
-        compact = None if learned.compact is None else learned.compact.of(ids)
+            return Searched(self._searcher(self.scanned, offsets), _any(offsets), n, ids)
         offsets = learned.item_offsets[ids]
-        searcher = self._searcher(learned.item_factors[ids], offsets, compact)
+        taken = tuple(None if x is None else rows_of(x, ids) for x in self.scanned)
+        searcher = self._searcher(taken, offsets)
         return Searched(SomeItems(searcher, ids), _any(offsets), n, ids)
 
-    def _searcher(
-        self, factors: FloatArray, offsets: FloatArray, compact: Compact | None
-    ) -> _core.Searcher:
-        codes, scales = (None, None) if compact is None else compact.native()
+    def _searcher(self, scanned: _Scanned, offsets: FloatArray) -> _core.Searcher:
+        factors, codes, scales = scanned
         used = offsets if offsets.any() else None
         return _core.Searcher(factors, used, codes, scales, self.device)
 
