@@ -69,6 +69,7 @@ void register_device_array(py::module_& m) {
           "shape"_a, "dtype"_a)
       .def_static("from_dlpack", &DeviceArray::borrow, "array"_a)
       .def("numpy", &DeviceArray::numpy)
+      .def("copy", &DeviceArray::copy)
       .def("floats", &DeviceArray::floats)
       .def("take", &DeviceArray::take, "rows"_a)
       .def("ravel", &DeviceArray::ravel)

@@ -81,6 +81,13 @@ class DeviceArray {
     cuda::to_floats(data(), bits, n, static_cast<float*>(converted.data()));
     return converted;
   }
+  DeviceArray copy() const {
+    const DeviceArray same(dtype_, shape_);
+    const std::int64_t bytes = n_bytes();
+    const py::gil_scoped_release release;
+    cuda::copy_bytes(data(), same.data(), bytes);
+    return same;
+  }
   // Some rows, or elements of a vector, one after another.
   DeviceArray take(const AnyArray<std::int32_t>& rows) const {
     if (shape_.empty()) throw std::invalid_argument("expected an array of one dimension at least");

@@ -21,7 +21,7 @@ std::shared_ptr<void> allocate(std::int64_t bytes);
 // false.
 std::int64_t free_memory();
 
-// Either way between host and device; done when it returns.
+// Between host and device, or within one; done when it returns.
 void copy_bytes(const void* from, void* to, std::int64_t bytes);
 
 // Until what others put on the device's default stream is done.

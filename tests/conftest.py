@@ -55,15 +55,18 @@ class Bus:
     def bytes_of(self, call):
         """Return bytes to the device and from it, and what the call returns.
 
-        ``allocated`` is then the bytes of the device's memory that the call was given.
+        ``allocated`` is then the bytes of the device's memory that the call was given, ``copies``
+        each copy's way and bytes.
         """
         self.path.write_text("")
         with self.monkeypatch.context() as patch:
             patch.setenv("CUDA_EMULATION_COPIES", str(self.path))
             returned = call()
+        lines = map(str.split, self.path.read_text().splitlines())
+        self.copies = [(way, int(size)) for way, size in lines]
         total = {"up": 0, "down": 0, "new": 0}
-        for way, size in map(str.split, self.path.read_text().splitlines()):
-            total[way] += int(size)
+        for way, size in self.copies:
+            total[way] += size
         self.allocated = total["new"]
         return total["up"], total["down"], returned
 

@@ -1,12 +1,14 @@
 """Embeddings that lie on the CUDA device: used there, with the host's results."""
 
 import ctypes
+import pickle
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from cexnn import Index, Retriever, _core
+from cexnn import Index, Retriever, _core, factorize
 from cexnn.gated import apply_network, network_size
 
 pytestmark = pytest.mark.skipif(
@@ -329,3 +331,115 @@ def test_encoders_may_return_them(world, indexes):
         for given in (queries, world.queries)
     )
     assert found == expected
+
+
+def test_a_build_from_embeddings_uses_them_there(bus):
+    rng = np.random.default_rng(9)
+    items, queries = (rng.normal(size=(n, 16)).astype(np.float32) for n in (500, 30))
+    expected = Index.build(item_embeddings=items, query_embeddings=queries, device="cuda")
+    given = {"item_embeddings": there(items), "query_embeddings": there(queries)}
+    up, down, index = bus.bytes_of(lambda: Index.build(**given, device="cuda"))
+    assert up == 0
+    assert items.nbytes + queries.nbytes <= down <= items.nbytes + queries.nbytes + 64
+    assert np.array_equal(index.item_factors, expected.item_factors)
+    assert np.array_equal(index._items.factors_there.numpy(), index.item_factors)
+    assert index.info() == expected.info()
+    table = rng.normal(size=(30, 500)).astype(np.float32)
+    found, same = (
+        one.search(
+            lambda _, rows, columns: table[rows, columns], range(30), query_embeddings=queries
+        )
+        for one in (index, expected)
+    )
+    check_equal(found, same)
+
+
+FORMS = ["embeddings", "transductive", "inductive", "joined", "auto"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_build_from_scores_uses_them_there(world, bus, form):
+    options = {"item_factors": form, "regularization": 3.0, "n_iterations": 2, "device": "cuda"}
+    queries = {"query_embeddings": world.train_queries}
+    built, crossed = [], []
+    for lend in (np.asarray, there):
+        given = {"item_embeddings": lend(world.items), **queries, **options}
+        built.append(bus.bytes_of(partial(Index.build, world.scores, **given))[2])
+        crossed.append([bus.copies.count((way, world.items.nbytes)) for way in ("up", "down")])
+    host, device = built
+    np.testing.assert_allclose(device.item_factors, host.item_factors, rtol=0, atol=1e-4)
+    assert np.array_equal(device._items.factors_there.numpy(), device.item_factors)
+    assert crossed[0][0] > 0
+    assert crossed[1][0] == 0
+    inductive = 2 if form in ("inductive", "joined", "auto") else 0  # of the trial, and at last
+    assert crossed[1][1] - crossed[0][1] <= 1 + inductive
+
+
+def test_a_build_takes_item_embeddings_of_any_strides(world):
+    wide = np.repeat(world.items.astype(np.float16), 2, axis=1)
+    lent = Strided(wide, lambda x: x[::-1, ::2])
+    found = Index.build(item_embeddings=lent, device="cuda")
+    expected = Index.build(item_embeddings=lent.array, device="cuda")
+    assert np.array_equal(found.item_factors, expected.item_factors)
+
+
+@pytest.mark.parametrize("bad", [name for name in BAD if name not in ("shape", "rows")])
+def test_bad_item_embeddings_are_refused_as_the_hosts_are(world, bad):
+    if bad == "far larger":
+        pytest.skip("item embeddings may be of any size")
+    array, message = BAD[bad][0](world.items[:8]), BAD[bad][1].replace(r"(8, 12)", r"(n, d)")
+    if bad == "dimensions":
+        message = r"expected shape \(n, d\), got \(12,\)"
+    for lend in (np.asarray, there):
+        with pytest.raises(ValueError, match=f"item_embeddings: .*{message}"):
+            Index.build(item_embeddings=lend(array), device="cuda")
+
+
+def test_no_items_at_all_are_built_from():
+    nothing = np.zeros((0, 4), dtype=np.float32)
+    index = Index.build(item_embeddings=there(nothing), device="cuda")
+    assert (index.n_items, index.n_factors) == (0, 4)
+
+
+@pytest.mark.parametrize("regularization", ["auto", 0.5])
+@pytest.mark.parametrize("cg_steps", [None, 2])
+def test_factorisations_start_there(world, bus, regularization, cg_steps):
+    rng = np.random.default_rng(10)
+    options = {
+        "query_prior": world.train_queries,
+        "regularization": regularization,
+        "cg_steps": cg_steps,
+        "n_iterations": 2,
+        "device": "cuda",
+    }
+    start = rng.normal(size=world.items.shape).astype(np.float32)
+    up, _, expected = bus.bytes_of(
+        lambda: factorize(world.scores, item_prior=world.items, item_start=start, **options)
+    )
+    lent = {"item_prior": there(world.items), "item_start": there(start)}
+    less, _, found = bus.bytes_of(lambda: factorize(world.scores, **lent, **options))
+    assert up - less >= 2 * world.items.nbytes
+    assert np.array_equal(found.items, expected.items)
+    assert np.array_equal(found.queries, expected.queries)
+    assert (found.regularization, found.objective) == (
+        expected.regularization, expected.objective
+    )  # fmt: skip
+    assert np.array_equal(found.items_there.numpy(), found.items)
+    assert np.array_equal(lent["item_start"].numpy(), start)  # nobody wrote to it
+    kept = pickle.loads(pickle.dumps(found))
+    assert np.array_equal(kept.items, found.items)
+    assert kept.items_there is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("n", [50, 300])
+def test_searches_among_some_items_bring_no_factor_there(world, indexes, bus, dtype, n):
+    index = indexes["matrix"].astype(dtype)
+    only = np.random.default_rng(11).permutation(world.n_items)[:n]
+    queries = there(world.queries)
+    options = {"k": 3, "budget": 10, "rounds": 2, "query_embeddings": queries, "only": only}
+    index.session(8, **options)
+    up = bus.bytes_of(lambda: index.session(8, **options))[0]
+    assert up <= 4 * world.n_items  # ids, or offsets
+    found = search(index, world, queries, only=only)
+    check_equal(found, search(index, world, queries, exclude=np.setdiff1d(range(400), only)))

@@ -60,12 +60,14 @@ def room():
     return {"bytes": _core.cuda_free_memory()}
 
 
-def run_factorize():
+def run_factorize(lend=np.asarray):
     problem = Problem(LONG)
     shape = len(problem.U), len(problem.V)
     scores = csr_array((problem.scores, problem.ids, problem.indptr), shape=shape)
     options = {"regularization": 2.0, "n_iterations": 1, "device": "cuda"}
-    factors = cexnn.factorize(scores, query_prior=problem.U0, item_prior=problem.V0, **options)
+    factors = cexnn.factorize(
+        scores, query_prior=problem.U0, item_prior=lend(problem.V0), **options
+    )
     return {"U": factors.queries, "V": factors.items, "objective": factors.objective}
 
 
@@ -137,8 +139,9 @@ def test_cuda_solves_exactly_what_does_not_fit_alone(elsewhere):
     assert np.abs(here["U"][-1] - expected).max() > 1e-4
 
 
-def test_cuda_streams_for_factorize(elsewhere):
-    there, here = elsewhere("run_factorize()"), run_factorize()
+@pytest.mark.parametrize("lend", ["np.asarray", "_core.DeviceArray"])
+def test_cuda_streams_for_factorize(elsewhere, lend):
+    there, here = elsewhere(f"run_factorize(t.{lend})"), run_factorize()
     for side in ("U", "V"):
         assert np.array_equal(there[side], here[side])
     assert there["objective"] == pytest.approx(here["objective"], rel=1e-12)

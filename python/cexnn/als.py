@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
 
+from cexnn import _core
 from cexnn.als_regularization import choose_regularization, rms
-from cexnn.als_sweeps import FloatArray, Sweeps
-from cexnn.checks import LARGEST_SEED, check_choice, check_float, check_int, check_matrix
+from cexnn.als_sweeps import FloatArray, Matrix, Sweeps
+from cexnn.arrays import to_numpy
+from cexnn.checks import (
+    LARGEST_SEED,
+    check_choice,
+    check_float,
+    check_int,
+    check_matrix,
+    check_matrix_for,
+)
 from cexnn.device import resolve_device, resolve_num_threads
 from cexnn.progress import progress_bar
 from cexnn.score_csr import check_scores
@@ -33,12 +42,19 @@ class Factors:
         What was used for queries and for items.
     objective : float
         The objective that the factorisation lowers, at the end.
+    items_there : array on the CUDA device, optional
+        The items' factors there, where they were computed there; lends itself by DLPack.
     """
 
     queries: FloatArray
     items: FloatArray
     regularization: tuple[float, float]
     objective: float
+    items_there: _core.DeviceArray | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what lies on the device: the host has the same."""
+        return {**self.__dict__, "items_there": None}
 
 
 def factorize(
@@ -75,7 +91,8 @@ def factorize(
         Without an item prior ``v0`` is zero and the start is random; without a query prior ``u0``
         is zero.
     item_start : (n_items, n_factors) float, optional
-        Item factors to start from instead: those of an earlier factorisation, say.
+        Item factors to start from instead: those of an earlier factorisation, say. On the CUDA
+        device both are used there with ``device="cuda"``.
     regularization : float, (float, float) or "auto"
         ``lambda_u = lambda_v``, or both. ``"auto"`` chooses them by the error on each query's top
         scores among held-out ones.
@@ -132,13 +149,13 @@ def factorize(
     n_queries, n_items = matrix.shape
     u0 = v0 = None
     if item_prior is not None:
-        v0 = check_matrix("item_prior", item_prior, rows=n_items, cols=n_factors)
+        v0 = check_matrix_for(where, "item_prior", item_prior, rows=n_items, cols=n_factors)
         n_factors = v0.shape[1]
     if query_prior is not None:
         u0 = check_matrix("query_prior", query_prior, rows=n_queries, cols=n_factors)
         n_factors = u0.shape[1]
     if item_start is not None:
-        item_start = check_matrix("item_start", item_start, rows=n_items, cols=n_factors)
+        item_start = check_matrix_for(where, "item_start", item_start, rows=n_items, cols=n_factors)
         n_factors = item_start.shape[1]
     if n_factors is None:
         n_factors = default_n_factors(matrix)
@@ -151,7 +168,13 @@ def factorize(
         lambdas = choose_regularization(matrix, sweeps, rng)
     with progress_bar(progress, n_iterations, description="factorize", unit="sweep") as bar:
         queries, items, solver = sweeps.run(matrix, lambdas, n_iterations, bar)
-    return Factors(queries, items, lambdas, solver.objective(queries, items))
+    return Factors(
+        to_numpy("queries", queries),
+        to_numpy("items", items),
+        lambdas,
+        solver.objective(queries, items),
+        items if isinstance(items, _core.DeviceArray) else None,
+    )
 
 
 def default_n_factors(scores: csr_array) -> int:
@@ -182,8 +205,8 @@ def check_regularization(
 
 
 def _start(
-    scores: csr_array, v0: FloatArray | None, n_factors: int, rng: np.random.Generator
-) -> FloatArray:
+    scores: csr_array, v0: Matrix | None, n_factors: int, rng: np.random.Generator
+) -> Matrix:
     """Item factors to start from: the prior, or random ones with products of the scores' size."""
     if v0 is not None:
         return v0

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from cexnn.als_sweeps import FloatArray, Sweeps
+from cexnn import _core
+from cexnn.als_sweeps import FloatArray, Matrix, Sweeps
 from cexnn.score_csr import check_scores, csr_from_pairs, stored_products, stored_rows, take_rows
 
 HELD_OUT_SHARE = 0.15  # of the scores, to choose the regularisation
@@ -35,14 +36,14 @@ def choose_regularization(
     kept, held = split_scores(scores, rng)
     rows, cols, truth = held
     start = sweeps.item_start
-    unit = rms(scores.data if u0 is None else scores.data - stored_products(u0, start, scores))
+    unit = rms(scores.data if u0 is None else scores.data - _products(u0, start, scores))
     moves = [(1, 0), (0, 1), (-1, 0), (0, -1)] if u0 is not None else [(1, 1), (-1, -1)]
     errors: dict[tuple[int, int], float] = {}
 
     def error(at: tuple[int, int]) -> float:
         if at not in errors:
             queries, items, _ = sweeps.run(kept, lambdas(at), TUNING_ITERATIONS)
-            fit = np.einsum("ij,ij->i", queries[rows], items[cols])
+            fit = np.einsum("ij,ij->i", _picked(queries, rows), _picked(items, cols))
             errors[at] = float(np.mean((truth.astype(np.float64) - fit) ** 2))
         return errors[at]
 
@@ -61,6 +62,25 @@ def choose_regularization(
             if max(map(abs, there)) <= limit and error(there) < error(at):
                 at, moved = there, True
     return lambdas(at)
+
+
+def _products(u0: FloatArray, start: Matrix, scores: csr_array) -> FloatArray:
+    """Dot products of queries and items at the stored scores."""
+    if not isinstance(start, _core.DeviceArray):
+        return stored_products(u0, start, scores)
+    items, places = np.unique(scores.indices, return_inverse=True)
+    parts = (scores.data, places.astype(np.int32), scores.indptr)
+    few = csr_array(parts, shape=(scores.shape[0], len(items)))
+    return stored_products(u0, start.take(items).numpy(), few)
+
+
+def _picked(factors: Matrix, rows: NDArray[np.int32]) -> FloatArray:
+    """Return these rows, which may come again; from the device each once."""
+    if not isinstance(factors, _core.DeviceArray):
+        return factors[rows]
+    distinct, places = np.unique(rows, return_inverse=True)
+    found: FloatArray = factors.take(distinct).numpy()[places]
+    return found
 
 
 def rms(values: FloatArray) -> float:

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from cexnn import _core
+from cexnn.arrays import to_numpy
 from cexnn.progress import ProgressBar
 
 FloatArray = NDArray[np.float32]
+Matrix = FloatArray | _core.DeviceArray  # on the device: with device "cuda"
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Sweeps:
     query_prior, item_prior : (n_queries, n_factors), (n_items, n_factors) float32, or None
         None is zero. Conjugate gradients start at the query prior.
     item_start : (n_items, n_factors) float32
+        The items' may lie on the CUDA device, to be swept there.
     cg_steps : int
         0: rows are solved exactly.
     num_threads : int
@@ -30,8 +33,8 @@ class Sweeps:
     """
 
     query_prior: FloatArray | None
-    item_prior: FloatArray | None
-    item_start: FloatArray
+    item_prior: Matrix | None
+    item_start: Matrix
     cg_steps: int
     num_threads: int
     device: str
@@ -42,8 +45,11 @@ class Sweeps:
         regularization: tuple[float, float],
         n_iterations: int,
         bar: ProgressBar | None = None,
-    ) -> tuple[FloatArray, FloatArray, _core.AlsSolver]:
-        """Return query factors, item factors, and what computes their objective."""
+    ) -> tuple[Matrix, Matrix, _core.AlsSolver]:
+        """Return query factors, item factors, and what computes their objective.
+
+        The factors lie where they were computed, on the device if they fit there.
+        """
         solver = _core.AlsSolver(
             np.asarray(scores.indptr, dtype=np.int64),
             scores.indices,
@@ -56,23 +62,27 @@ class Sweeps:
             self.device,
             self.cg_steps,
         )
-        items = self.item_start.copy()
+        start = self.item_start
+        queries: Matrix
         if self.query_prior is None:
-            queries = np.zeros((scores.shape[0], items.shape[1]), dtype=np.float32)
+            queries = np.zeros((scores.shape[0], start.shape[1]), dtype=np.float32)
         else:
             queries = self.query_prior.copy()
-        if solver.in_host_memory(items.shape[1]):
-            _iterate(solver, queries, items, n_iterations, bar)
-            return queries, items, solver
-        on_device = _core.DeviceArray(queries), _core.DeviceArray(items)  # from step to step
-        _iterate(solver, *on_device, n_iterations, bar)
-        return on_device[0].numpy(), on_device[1].numpy(), solver
+        if solver.in_host_memory(start.shape[1]):
+            items: Matrix = to_numpy("item_start", start).copy()
+        else:
+            items = (
+                start.copy() if isinstance(start, _core.DeviceArray) else _core.DeviceArray(start)
+            )
+            queries = _core.DeviceArray(queries)
+        _iterate(solver, queries, items, n_iterations, bar)
+        return queries, items, solver
 
 
 def _iterate(
     solver: _core.AlsSolver,
-    queries: FloatArray | _core.DeviceArray,
-    items: FloatArray | _core.DeviceArray,
+    queries: Matrix,
+    items: Matrix,
     n_iterations: int,
     bar: ProgressBar | None,
 ) -> None:

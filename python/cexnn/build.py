@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from cexnn import _core
 from cexnn.als import check_regularization, default_n_factors
-from cexnn.checks import LARGEST_SEED, check_choice, check_int, check_matrix
+from cexnn.checks import LARGEST_SEED, check_choice, check_int, check_matrix, check_matrix_for
 from cexnn.embedding_maps import no_map, take_embeddings
 from cexnn.gated import import_torch
 from cexnn.held_out import choose_form, choose_score_map, starts
@@ -24,6 +25,7 @@ from cexnn.score_csr import check_scores, take_rows
 __all__ = ["learn"]
 
 FloatArray = NDArray[np.float32]
+_Made = tuple[Learned, _core.DeviceArray | None]
 
 HELD_OUT_QUERIES = 100  # at most, and a fifth of the training queries at most
 LEAST_QUERIES = 10  # with fewer, the variances are fitted to the same queries as all else
@@ -48,8 +50,8 @@ class _Options:
 def learn(
     scores: Any,
     *,
-    item_embeddings: FloatArray | None,
-    query_embeddings: FloatArray | None,
+    item_embeddings: Any,
+    query_embeddings: Any,
     item_factors: str,
     n_factors: int | None,
     regularization: float | tuple[float, float] | str,
@@ -58,15 +60,22 @@ def learn(
     num_threads: int,
     device: str,
     progress: bool,
-) -> Learned:
-    """Check the arguments of `Index.build` and learn what they allow; see there."""
+) -> _Made:
+    """Check the arguments of `Index.build` and learn what they allow; see there.
+
+    The item factors are returned on the CUDA device, too, where they were made there.
+    """
     check_int("seed", seed, minimum=0, maximum=LARGEST_SEED)
     check_int("n_iterations", n_iterations, minimum=1)
     check_regularization(regularization)
     check_choice("item_factors", item_factors, ("auto", *FORMS))
-    items, queries, matrix = item_embeddings, query_embeddings, None
-    if items is not None:
-        items = check_matrix("item_embeddings", items)
+    queries, matrix = query_embeddings, None
+    items: FloatArray | None = None
+    there: _core.DeviceArray | None = None
+    if item_embeddings is not None:
+        found = check_matrix_for(device, "item_embeddings", item_embeddings)
+        there = found if isinstance(found, _core.DeviceArray) else None
+        items = found.numpy() if isinstance(found, _core.DeviceArray) else found
         if items.shape[1] == 0:
             raise ValueError("item_embeddings: expected at least one dimension, got none")
         if n_factors is not None and n_factors != items.shape[1]:
@@ -101,15 +110,18 @@ def learn(
         item_factors, n_factors, regularization, n_iterations, seed, num_threads, device, progress
     )
     if matrix is not None:
-        return _from_scores(matrix, queries, items, options)
+        return _from_scores(matrix, queries, items, there, options)
     if items is None:
         raise ValueError("scores: expected scores, item_embeddings or both, got None")
-    return _from_embeddings(queries, items, np.random.default_rng(seed))
+    return _from_embeddings(queries, items, there, np.random.default_rng(seed))
 
 
 def _from_embeddings(
-    queries: FloatArray | None, items: FloatArray, rng: np.random.Generator
-) -> Learned:
+    queries: FloatArray | None,
+    items: FloatArray,
+    there: _core.DeviceArray | None,
+    rng: np.random.Generator,
+) -> _Made:
     """Take the dual encoder's space as it is, for scores standardised query by query."""
     others = items if queries is None else queries
     left = others[rng.integers(len(others), size=10_000)] if len(others) else others
@@ -119,8 +131,10 @@ def _from_embeddings(
     slope = UNSCORED_SLOPE / spread if spread > 0 else 1.0
     query_scale, item_scale = embedding_scales(slope, slope, queries, items)
     factors = np.float32(item_scale) * items
+    if there is not None:
+        there = _core.map_embeddings(there, item_scale, _core.DeviceArray(no_map(items)))
     model = default_query_model(1.0, mean_square_norm(factors), 0.0)
-    return Learned(
+    learned = Learned(
         item_factors=factors,
         item_offsets=np.zeros(len(items), dtype=np.float32),
         mean_query=np.zeros(items.shape[1], dtype=np.float32),
@@ -137,11 +151,16 @@ def _from_embeddings(
         model=model,
         facts={"n_training_scores": 0, "item_factors": "embeddings"},
     )
+    return learned, there
 
 
 def _from_scores(
-    scores: csr_array, queries: FloatArray | None, items: FloatArray | None, options: _Options
-) -> Learned:
+    scores: csr_array,
+    queries: FloatArray | None,
+    items: FloatArray | None,
+    there: _core.DeviceArray | None,
+    options: _Options,
+) -> _Made:
     rng = np.random.default_rng(options.seed)
     used = np.flatnonzero(np.diff(scores.indptr))
     fit, held = used, used
@@ -159,12 +178,13 @@ def _from_scores(
     few = max(1, options.n_iterations // TRIAL_SHARE)
     rest = max(1, options.n_iterations - few)
     trial_options = replace(options, n_iterations=few)
-    trial = _maker(take_rows(scores, fit), take_embeddings(queries, fit), items, trial_options)
+    told = take_rows(scores, fit), take_embeddings(queries, fit)
+    trial = _maker(*told, items, there, trial_options)
     chosen, query_mapped, model = choose_form(
         trial, scores, queries, held, wanted, queries is not None and fit is not held, options.seed
     )
     options = replace(options, regularization=trial.regularization, n_iterations=rest)
-    final = _maker(scores, queries, items, options, trial)
+    final = _maker(scores, queries, items, there, options, trial)
     factors = final.make(chosen)
     calibration = final.calibration
     learned = Learned(
@@ -195,9 +215,9 @@ def _from_scores(
             "residual_variance": calibration.residual_variance,
         },
     )
-    if len(used) < LEAST_QUERIES:
-        return learned
-    return _with_rounds(learned, queries, used, rng, options.num_threads)
+    if len(used) >= LEAST_QUERIES:
+        learned = _with_rounds(learned, queries, used, rng, options.num_threads)
+    return learned, factors.items_there
 
 
 def _with_rounds(
@@ -221,6 +241,7 @@ def _maker(
     scores: csr_array,
     queries: FloatArray | None,
     items: FloatArray | None,
+    there: _core.DeviceArray | None,
     options: _Options,
     before: FactorMaker | None = None,
 ) -> FactorMaker:
@@ -235,5 +256,6 @@ def _maker(
         num_threads=options.num_threads,
         device=options.device,
         progress=options.progress,
+        items_there=there,
         before=before,
     )

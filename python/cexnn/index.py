@@ -10,6 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn import _core
 from cexnn.arrays import to_numpy
 from cexnn.build import learn
 from cexnn.checks import check_choice, check_id_set
@@ -34,8 +35,14 @@ class Index(IndexFacts, SearchableIndex):
     afterwards; those under way go on over the items that they began with.
     """
 
-    def __init__(self, learned: Learned, *, device: str = "auto") -> None:
-        self._items = ItemsAsTheyAre(learned, resolve_device(device))
+    def __init__(
+        self,
+        learned: Learned,
+        *,
+        device: str = "auto",
+        factors: _core.DeviceArray | None = None,
+    ) -> None:
+        self._items = ItemsAsTheyAre(learned, resolve_device(device), factors=factors)
         self._growing = threading.Lock()
 
     @classmethod
@@ -70,7 +77,10 @@ class Index(IndexFacts, SearchableIndex):
             increasing scale: the model takes them as normal scores, here and in `search`, where
             that makes held-out scores clearly more likely (``info()["score_map"]``).
         item_embeddings : (n_items, n_dims) float, optional
-            Of a dual encoder, of any scale; arrays of any library (see `cexnn.arrays`).
+            Of a dual encoder, of any scale; arrays of any library (see `cexnn.arrays`). Those on
+            the CUDA device, with ``device="cuda"``, are mapped to factors, factorised and searched
+            there. They come to the host once: the index keeps its factors there, to be saved and
+            grown, and learns from them there; they do not go up again.
         query_embeddings : (n_queries, n_dims) float, optional
             Of the training queries, the rows of ``scores``. A linear map from them to the queries'
             factors is learned, too, where it predicts held-out queries better.
@@ -120,7 +130,7 @@ class Index(IndexFacts, SearchableIndex):
         >>> index.n_items, index.n_factors
         (3, 3)
         """
-        learned = learn(
+        learned, factors = learn(
             scores,
             item_embeddings=item_embeddings,
             query_embeddings=query_embeddings,
@@ -133,7 +143,7 @@ class Index(IndexFacts, SearchableIndex):
             device=resolve_device(device),
             progress=progress,
         )
-        return cls(learned, device=device)
+        return cls(learned, device=device, factors=factors)
 
     def astype(self, dtype: str) -> Self:
         """Return an index of the same items whose searches scan fewer bytes, in less time.
@@ -174,7 +184,8 @@ class Index(IndexFacts, SearchableIndex):
         check_choice("dtype", dtype, ("float32", *DTYPES))
         learned = self._learned
         compact = None if dtype == "float32" else rounded(learned.item_factors, dtype)
-        return type(self)(replace(learned, compact=compact), device=self.device)
+        changed = replace(learned, compact=compact)
+        return type(self)(changed, device=self.device, factors=self._items.factors_there)
 
     def add(self, item_embeddings: Any = None, scores: Any = None) -> IdArray:
         """Place new items without a refit; the ids of all others stay as they are.
@@ -234,7 +245,11 @@ class Index(IndexFacts, SearchableIndex):
         if (array < 0).any():
             raise ValueError(f"ids: expected ids from 0 to {self.n_items - 1}, got {ids!r}")
         with self._growing:
-            self._items = ItemsAsTheyAre(without_items(self._learned, given), self.device)
+            self._items = ItemsAsTheyAre(
+                without_items(self._learned, given),
+                self.device,
+                factors=self._items.factors_there,
+            )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one file, in the safetensors format; see `cexnn.storage`.

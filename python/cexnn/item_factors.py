@@ -8,7 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from cexnn import _core
 from cexnn.als import Factors, factorize
+from cexnn.als_sweeps import Matrix
+from cexnn.embedding_maps import no_map
 from cexnn.gated import Networks, apply_network, train_networks
 from cexnn.prior import Calibration, calibrate, embedding_map
 from cexnn.score_csr import check_scores
@@ -16,6 +19,8 @@ from cexnn.score_csr import check_scores
 __all__ = ["FORMS", "FactorMaker"]
 
 FloatArray = NDArray[np.float32]
+
+_Both = tuple[FloatArray, _core.DeviceArray | None]  # the same here, and on the device
 
 FORMS = ("embeddings", "transductive", "inductive", "joined", "gated")
 
@@ -32,7 +37,9 @@ class FactorMaker:
     - ``"gated"``: networks of `cexnn.gated` for items and queries, trained on the scores.
 
     Parameters are those of `Index.build`; without item embeddings the only form is the
-    transductive one. With ``before``, a maker of the same items from some of the scores that has
+    transductive one. With ``items_there``, the item embeddings on the CUDA device, what a scale or
+    a map makes of them is made there, and the factorisations take it from there. With ``before``, a
+    maker of the same items from some of the scores that has
     made the same form, the factorisations go on from where its own ended.
 
     References
@@ -54,9 +61,11 @@ class FactorMaker:
         num_threads: int,
         device: str,
         progress: bool,
+        items_there: _core.DeviceArray | None = None,
         before: FactorMaker | None = None,
     ) -> None:
         self._scores, self._queries, self._items = scores, queries, items
+        self._items_there = items_there
         self._n_factors, self._regularization = n_factors, regularization
         self._n_iterations, self._seed = n_iterations, seed
         self._num_threads, self._device, self._progress = num_threads, device, progress
@@ -87,8 +96,8 @@ class FactorMaker:
             queries = apply_network(self._networks.queries, self._queries)
             items = apply_network(self._networks.items, self._items)
             return Factors(queries, items, factors.regularization, factors.objective)
-        items = self._inductive if form == "inductive" else self._prior
-        return Factors(factors.queries, items, factors.regularization, factors.objective)
+        here, there = self._inductive if form == "inductive" else self._prior
+        return Factors(factors.queries, here, factors.regularization, factors.objective, there)
 
     @property
     def n_epochs(self) -> int:
@@ -101,8 +110,7 @@ class FactorMaker:
             return self._networks.items
         if self._items is None or form not in ("inductive", "joined"):
             return np.zeros((0, self._transductive.items.shape[1]), dtype=np.float32)
-        unit = np.eye(self._items.shape[1], dtype=np.float32)
-        return self._correction + np.float32(self.calibration.item_scale) * unit
+        return self._inductive_map
 
     def query_map(self, form: str, factors: Factors) -> FloatArray:
         """Map from a query's embedding to its factors of this form; no rows without embeddings."""
@@ -131,32 +139,48 @@ class FactorMaker:
 
     @cached_property
     def _transductive(self) -> Factors:
-        start = None if self._before is None else self._before._transductive.items
-        prior = None if self._items is None else self._prior
+        start = None if self._before is None else _items_of(self._before._transductive)
+        prior = None if self._items is None else _either(*self._prior)
         return self._factorise(prior, start, self._regularization)
 
     @cached_property
     def _joined(self) -> Factors:
         start = self._transductive if self._before is None else self._before._joined
-        return self._factorise(self._inductive, start.items, self._transductive.regularization)
+        prior = _either(*self._inductive)
+        return self._factorise(prior, _items_of(start), self._transductive.regularization)
 
     @cached_property
-    def _prior(self) -> FloatArray:
+    def _prior(self) -> _Both:
         assert self._items is not None
-        return self._items * np.float32(self.calibration.item_scale)
+        scale, there = self.calibration.item_scale, None
+        if self._items_there is not None:
+            nothing = _core.DeviceArray(no_map(self._items))
+            there = _core.map_embeddings(self._items_there, scale, nothing)
+        return self._items * np.float32(scale), there
 
     @cached_property
     def _correction(self) -> FloatArray:
         """Map from embeddings to what the factorisation changed of the scored items."""
         assert self._items is not None
         counts = np.bincount(self._scores.indices, minlength=len(self._items)).astype(np.float64)
-        change = (self._transductive.items - self._prior).astype(np.float64)
+        change = (self._transductive.items - self._prior[0]).astype(np.float64)
         return embedding_map(self._items, counts, counts[:, None] * change)
 
     @cached_property
-    def _inductive(self) -> FloatArray:
+    def _inductive(self) -> _Both:
         assert self._items is not None
-        return self._prior + self._items @ self._correction
+        if self._items_there is None:
+            return self._prior[0] + self._items @ self._correction, None
+        found = _core.DeviceArray(self._inductive_map)
+        there = _core.map_embeddings(self._items_there, 1.0, found)
+        return there.numpy(), there
+
+    @property
+    def _inductive_map(self) -> FloatArray:
+        """Map from embeddings to inductive factors."""
+        assert self._items is not None
+        unit = np.eye(self._items.shape[1], dtype=np.float32)
+        return self._correction + np.float32(self.calibration.item_scale) * unit
 
     def _residuals(self) -> csr_array:
         """Scores less what is not in the factors."""
@@ -170,8 +194,8 @@ class FactorMaker:
 
     def _factorise(
         self,
-        item_prior: FloatArray | None,
-        item_start: FloatArray | None,
+        item_prior: Matrix | None,
+        item_start: Matrix | None,
         regularization: float | tuple[float, float] | str,
     ) -> Factors:
         prior = None
@@ -190,3 +214,11 @@ class FactorMaker:
             num_threads=self._num_threads,
             progress=self._progress,
         )
+
+
+def _either(here: FloatArray, there: _core.DeviceArray | None) -> Matrix:
+    return here if there is None else there
+
+
+def _items_of(factors: Factors) -> Matrix:
+    return _either(factors.items, factors.items_there)
