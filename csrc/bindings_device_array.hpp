@@ -105,12 +105,18 @@ class DeviceArray {
       : DeviceArray(array.dtype(), {array.shape(), array.shape() + array.ndim()}) {
     if ((array.flags() & py::array::c_style) == 0)
       throw std::invalid_argument("array: expected a C-contiguous one");
-    cuda::copy_bytes(array.data(), memory_.get(), n_bytes());
+    const void* from = array.data();
+    const py::gil_scoped_release release;
+    cuda::copy_bytes(from, memory_.get(), n_bytes());
   }
 
   py::array numpy() const {
     py::array array(dtype_, shape_);
-    cuda::copy_bytes(memory_.get(), array.mutable_data(), n_bytes());
+    void* to = array.mutable_data();
+    {
+      const py::gil_scoped_release release;
+      cuda::copy_bytes(memory_.get(), to, n_bytes());
+    }
     return array;
   }
 
