@@ -67,6 +67,20 @@ def test_rows_of_many_factors_match_the_definition(d, sizes, device):
     assert rows.errors(rows.solve(float(d), device), float(d)).max() < 2e-6
 
 
+@pytest.mark.parametrize("d", [16, 50, 128])
+def test_where_the_factors_lie_makes_no_difference(d, device):
+    rows = Rows(d, range(1, 66), 700, d)
+    room = np.empty(rows.factors.size + 17, dtype=np.float32)
+    line = -room.ctypes.data % 64 // 4  # where a cache line begins
+    found = []
+    for start in (line, line + 1):
+        moved = room[start:][: rows.factors.size].reshape(rows.factors.shape)
+        moved[:] = rows.factors.copy()
+        rows.factors = moved
+        found.append(rows.solve(float(d), device))
+    assert np.array_equal(*found)
+
+
 def test_a_system_of_a_thousand_factors(device):
     rows = Rows(0, [1027], 1027, 1024)
     assert rows.errors(rows.solve(1024.0, device), 1024.0).max() < 2e-6

@@ -26,22 +26,36 @@ std::vector<std::int64_t> by_size(const CsrView& scores) {
   return rows;
 }
 
-// Rows are handed out in runs: long enough to hide the hand-over, short enough to share evenly.
-constexpr std::int64_t kRowsPerTask = kMaxLanes;
+// Rows are handed out in runs: long enough to hide the hand-over and that nobody asked for the
+// first ones before, short enough to share evenly. Where each begins, and where the last one ends.
+std::vector<std::int64_t> runs(const CsrView& scores, const std::vector<std::int64_t>& rows) {
+  constexpr std::int64_t kScoresPerRun = 1024;
+  const auto n_rows = static_cast<std::int64_t>(rows.size());
+  std::vector<std::int64_t> starts{0};
+  for (std::int64_t i = 0, n_scores = 0; i < n_rows; ++i) {
+    if (n_scores >= kScoresPerRun && (i - starts.back()) % kMaxLanes == 0) {
+      starts.push_back(i);
+      n_scores = 0;
+    }
+    n_scores += 1 + scores.row_size(rows[static_cast<std::size_t>(i)]);
+  }
+  starts.push_back(n_rows);
+  return starts;
+}
 
 void solve_rows(const RidgeProblem& problem, int num_threads, MatrixView<float> out) {
   const Kernels& k = kernels();
   const std::vector<std::int64_t> rows = by_size(problem.scores);
-  const std::int64_t n_rows = problem.scores.rows;
-  const std::int64_t n_tasks = (n_rows + kRowsPerTask - 1) / kRowsPerTask;
+  const std::vector<std::int64_t> starts = runs(problem.scores, rows);
+  const auto n_runs = static_cast<std::int64_t>(starts.size()) - 1;
   const std::size_t n_threads = static_cast<std::size_t>(
-      std::max<std::int64_t>(1, std::min<std::int64_t>(num_threads, n_tasks)));
+      std::max<std::int64_t>(1, std::min<std::int64_t>(num_threads, n_runs)));
   std::vector<RidgeSolver> solvers(n_threads, RidgeSolver(k, problem));
-  parallel_for(n_tasks, num_threads, [&](std::int64_t task, int thread) {
-    const std::int64_t begin = task * kRowsPerTask;
+  parallel_for(n_runs, num_threads, [&](std::int64_t run, int thread) {
+    const std::int64_t* begin = starts.data() + run;
     std::vector<std::int64_t> failed;
-    solvers[static_cast<std::size_t>(thread)].solve(
-        {rows.data() + begin, std::min(kRowsPerTask, n_rows - begin)}, out, failed);
+    solvers[static_cast<std::size_t>(thread)].solve({rows.data() + begin[0], begin[1] - begin[0]},
+                                                    out, failed);
     for (const std::int64_t r : failed)
       if (!solve_wide(k, problem, r, out.row(r))) throw std::runtime_error(kNotSolvable);
   });

@@ -81,12 +81,15 @@ struct Kernels {
   void (*gather_rows)(const float* factors, const std::int32_t* ids, std::int64_t n_ids,
                       std::int64_t n, std::int64_t d, const float* prior, float* rows,
                       std::int64_t stride, float* fits, float* norms);
-  // The lower triangle of rows rows^T in tiles of 4 x 4, of gathered rows one after another: tile
-  // (i, j), row by row, is number i (i + 1) / 2 + j. n is rounded up to 4.
-  void (*gram_tiles)(const float* rows, std::int64_t n, std::int64_t d, float* tiles);
+  // Below and on the diagonal of rows rows^T in tiles of 4 x 4: tile (i, j), row by row, is number
+  // i (i + 1) / 2 + j. The rows are n and one more, and then whatever makes them a multiple of 4,
+  // each zero up to d, a multiple of kRowPadding. Of row n on the diagonal, and of those behind it,
+  // what is written is of no use.
+  void (*gram_tiles)(const float* const* rows, std::int64_t n, std::int64_t d, float* tiles);
   // out[e * lanes + s] = tiles[s * n + e], n a multiple of 16: a system to a lane.
   void (*tiles_to_lanes)(const float* tiles, std::int64_t n, float* out);
-  // out[i * stride + j] = rows[i] . rows[j] for j >= i; rows as for gram_tiles, as many of out.
+  // out[i * stride + j] = rows[i] . rows[j] for j >= i; gathered rows one after another, and as
+  // many of out. n is rounded up to 4.
   void (*gram_dots)(const float* rows, std::int64_t n, std::int64_t d, float* out,
                     std::int64_t stride);
   // out[i * out_stride + j] += sum_k rows[k][i] rows[k][j] for i < d, j >= i; any d.

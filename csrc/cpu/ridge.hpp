@@ -1,7 +1,8 @@
-// Cholesky by rows and the one regularised least-squares row that both sides of the method solve.
+// The one regularised least-squares row that both sides of the method solve.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
@@ -11,40 +12,11 @@
 #include "../als_checks.hpp"
 #include "../views.hpp"
 #include "aligned.hpp"
+#include "cholesky.hpp"
 #include "conjugate_gradients.hpp"
 #include "kernels.hpp"
 
 namespace cexnn::cpu {
-
-// Row i of the Cholesky factor, in place: `row` holds A[i, 0..i] and gets L[i, 0..i]; previous(j)
-// points to the finished row j. i^2 flops. False if A is not positive definite to working
-// precision.
-template <typename Previous>
-bool cholesky_row(const Kernels& k, const Previous& previous, std::int64_t i, double* row) {
-  for (std::int64_t j = 0; j < i; ++j) {
-    const double* other = previous(j);
-    row[j] = (row[j] - k.dot_f64(row, other, j)) / other[j];
-  }
-  const double diagonal = row[i];
-  const double pivot = diagonal - k.dot_f64(row, row, i);
-  if (!(pivot > kPivotFloor<double> * diagonal)) return false;
-  row[i] = std::sqrt(pivot);
-  return true;
-}
-
-// x := L^-1 x and x := L^-T x. n^2 flops each.
-template <typename Row>
-void solve_lower(const Kernels& k, const Row& row, std::int64_t n, double* x) {
-  for (std::int64_t i = 0; i < n; ++i) x[i] = (x[i] - k.dot_f64(row(i), x, i)) / row(i)[i];
-}
-
-template <typename Row>
-void solve_upper(const Kernels& k, const Row& row, std::int64_t n, double* x) {
-  for (std::int64_t i = n - 1; i >= 0; --i) {
-    x[i] /= row(i)[i];
-    k.axpy_f64(-x[i], row(i), x, i);
-  }
-}
 
 // Solves rows of one problem in single precision, keeping its memory. n scores of d factors cost
 //   dual    n^2 d + n^3 / 3 flops: products of whole rows,
@@ -65,6 +37,7 @@ class RidgeSolver {
         d_(problem.factors.cols),
         width_(padded(d_)),
         stride_(width_ / kRowPadding % 2 == 0 ? width_ + kRowPadding : width_),
+        aligned_(reinterpret_cast<std::uintptr_t>(problem.factors.data) % 64 == 0),
         gradients_(kernels, problem),
         zeros_(static_cast<std::size_t>(width_), 0.0F),
         in_order_(kChunk) {
@@ -79,7 +52,7 @@ class RidgeSolver {
       std::int64_t end = begin;
       while (end < rows.size && end - begin < k_.lanes && is_small(rows[end])) ++end;
       if (end > begin) {
-        solve_together({rows.data + begin, end - begin}, out, failed);
+        solve_together(rows, begin, end, out, failed);
       } else {
         const std::int64_t r = rows[end++];
         if (!solve_alone(r, out.row(r))) failed.push_back(r);
@@ -92,6 +65,10 @@ class RidgeSolver {
   // Scores gathered at a time in the primal form: they stay in the second cache.
   static constexpr std::int64_t kChunk = 128;
   static constexpr std::int64_t kTile = 4;
+
+  // Each row is read once for every four scores; where vectors lie across cache lines that takes
+  // twice as long, and with as many scores they are gathered first.
+  static constexpr std::int64_t kManyScores = 32;
 
   std::int64_t size(std::int64_t r) const { return problem_.scores.row_size(r); }
   bool is_small(std::int64_t r) const {
@@ -131,40 +108,65 @@ class RidgeSolver {
     return size(r) < d_ ? solve_dual(r, out) : solve_primal(r, out);
   }
 
-  void solve_together(VectorView<const std::int64_t> rows, MatrixView<float> out,
-                      std::vector<std::int64_t>& failed) {
+  // Rows `begin` to `end` of `rows`.
+  void solve_together(VectorView<const std::int64_t> rows, std::int64_t begin, std::int64_t end,
+                      MatrixView<float> out, std::vector<std::int64_t>& failed) {
     std::int64_t n = 0;
-    for (const std::int64_t r : rows) n = std::max(n, size(r));
+    for (std::int64_t s = begin; s < end; ++s) n = std::max(n, size(rows[s]));
     const std::int64_t n_elements = tile_element(padded(n + 1, kTile), 0), lanes = k_.lanes;
-    float* gathered = rows_.data(padded(n, kTile) * width_);
     float* tiles = tiles_.data(lanes * n_elements);
     float* systems = systems_.data(lanes * n_elements);
     float* x = x_.data(lanes * n);
     // What is read and written is asked for before: a third faster where it is not in the caches.
     const std::int64_t ahead = n < 16 ? 3 : 1;  // rows
-    for (std::int64_t s = 0; s < rows.size; ++s) {
-      if (s + ahead < rows.size) {
+    for (std::int64_t s = begin; s < end; ++s) {
+      if (s + ahead < rows.size && is_small(rows[s + ahead])) {
         const std::int64_t r = rows[s + ahead];
         for (const std::int32_t id : problem_.scores.row_indices(r))
           ask_for(problem_.factors.row(id));
         ask_for(prior(r));
       }
       ask_for(out.row(rows[s]));
-      float* mine = tiles + s * n_elements;
-      const float added = lambda(gather(rows[s], 0, n, gathered, width_));
-      k_.gram_tiles(gathered, n, width_, mine);
-      const float* residual = residual_.data(0);
-      for (std::int64_t i = 0; i < n; ++i) {
-        mine[tile_element(i, i)] += added;
-        mine[tile_element(n, i)] = residual[i];
-      }
+      make_system(rows[s], n, tiles + (s - begin) * n_elements);
     }
-    std::fill(tiles + rows.size * n_elements, tiles + lanes * n_elements, 0.0F);
+    std::fill(tiles + (end - begin) * n_elements, tiles + lanes * n_elements, 0.0F);
     k_.tiles_to_lanes(tiles, n_elements, systems);
     const unsigned lost = k_.solve_lanes(systems, n, kPivotFloor<float>, x);
-    for (std::int64_t s = 0; s < rows.size; ++s)
-      if ((lost >> s & 1U) != 0 || !add(rows[s], x + s, lanes, out.row(rows[s])))
-        failed.push_back(rows[s]);
+    for (std::int64_t s = 0; s < end - begin; ++s) {
+      const std::int64_t r = rows[begin + s];
+      if ((lost >> s & 1U) != 0 || !add(r, x + s, lanes, out.row(r))) failed.push_back(r);
+    }
+  }
+
+  // The n equations of row r in tiles, what the prior leaves of the scores as row n. The prior goes
+  // with the factors: its products with them come with theirs.
+  void make_system(std::int64_t r, std::int64_t n, float* tiles) {
+    point_to_rows(r, n);
+    k_.gram_tiles(pointers_.data(), n, width_, tiles);
+    float largest = 0.0F;
+    for (std::int64_t i = 0; i < n; ++i) largest = std::max(largest, tiles[tile_element(i, i)]);
+    const float added = lambda(largest);
+    for (std::int64_t i = 0; i < n; ++i) tiles[tile_element(i, i)] += added;
+    const VectorView<const float> y = problem_.scores.row_values(r);
+    for (std::int64_t i = 0; i < y.size; ++i) {
+      float& fit = tiles[tile_element(n, i)];
+      fit = y[i] - fit;
+    }
+  }
+
+  // What gram_tiles reads for row r: its factors, zeros up to n, its prior, and zeros again.
+  void point_to_rows(std::int64_t r, std::int64_t n) {
+    const VectorView<const std::int32_t> ids = problem_.scores.row_indices(r);
+    const bool in_place = d_ == width_ && (aligned_ || n < kManyScores);
+    const float* rows = problem_.factors.data;
+    if (!in_place) {
+      rows = rows_.data(padded(ids.size, kTile) * width_);
+      gather(r, 0, ids.size, rows_.data(0), width_);
+    }
+    std::fill_n(pointers_.begin(), padded(n + 1, kTile), zeros_.data());
+    for (std::int64_t i = 0; i < ids.size; ++i)
+      pointers_[static_cast<std::size_t>(i)] = rows + (in_place ? ids[i] : i) * width_;
+    pointers_[static_cast<std::size_t>(n)] = padded_prior(r);
   }
 
   void ask_for(const float* row) const {
@@ -239,8 +241,10 @@ class RidgeSolver {
   std::int64_t d_;
   std::int64_t width_;   // d_ in whole vectors
   std::int64_t stride_;  // an odd number of cache lines: a column does not fall on few sets
+  bool aligned_;         // factors begin with a cache line
   ConjugateGradients gradients_;
   std::vector<float> zeros_;
+  std::array<const float*, kFewScores + kTile> pointers_{};
   std::vector<std::int32_t> in_order_;  // 0, 1, ...
   AlignedFloats rows_;                  // factors gathered, (n, width_)
   AlignedFloats chunk_;                 // factors gathered, (kChunk, stride_)
