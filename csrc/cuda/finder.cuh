@@ -9,6 +9,7 @@
 #include "rank.cuh"
 #include "scan.cuh"
 #include "scan_bulk.cuh"
+#include "sort.cuh"
 #include "workspace.cuh"
 
 namespace cexnn::cuda {
@@ -176,22 +177,13 @@ inline void sort_all(Workspace& ws, const Exact& exact, Queries queries, std::in
                      Answers out) {
   constexpr int kThreads = 256;
   const Rows<float>& items = exact.items;
-  std::int64_t n_keys = kSortedAtOnce;
-  while (n_keys < items.n) n_keys *= 2;
+  const std::int64_t n_keys = padded_for_sort(items.n);
   ws.keys.reserve(n_keys);
   Key* keys = ws.keys.data();
-  const dim3 chunks = blocks_for(n_keys, kSortedAtOnce);
   for (std::int64_t q = 0; q < n_queries; ++q) {
     launch(all_keys_kernel, blocks_for(n_keys * lanes_of(items.chunks), kThreads), dim3(kThreads),
            0, ws.stream, items, exact.offsets, queries, q, n_keys, keys);
-    launch(sort_block_kernel, chunks, dim3(kThreads), 0, ws.stream, keys, std::int64_t{2},
-           std::int64_t{kSortedAtOnce});
-    for (std::int64_t size = 2 * kSortedAtOnce; size <= n_keys; size *= 2) {
-      for (std::int64_t stride = size / 2; stride >= kSortedAtOnce; stride /= 2)
-        launch(sort_step_kernel, blocks_for(n_keys / 2, kThreads), dim3(kThreads), 0, ws.stream,
-               keys, size, stride);
-      launch(sort_block_kernel, chunks, dim3(kThreads), 0, ws.stream, keys, size, size);
-    }
+    sort_all_keys(keys, n_keys, ws.stream);
     launch(write_sorted_kernel, blocks_for(std::max(out.k, 1), kThreads), dim3(kThreads), 0,
            ws.stream, keys, n_keys, q, out);
   }

@@ -192,26 +192,6 @@ __global__ void all_keys_kernel(Rows<float> items, Offsets offsets, Queries quer
   keys[i] = score > kMinusInfinity && !queries.mask(row).contains(id) ? key_of(score, id) : kNone;
 }
 
-constexpr int kSortedAtOnce = 2048;
-
-// Of a bitonic sort of many keys: a block's kSortedAtOnce, for the sizes from `from` to `to`.
-__global__ void sort_block_kernel(Key* keys, std::int64_t from, std::int64_t to) {
-  __shared__ Key mine[kSortedAtOnce];
-  const std::int64_t first = std::int64_t{blockIdx.x} * kSortedAtOnce;
-  for (int i = static_cast<int>(threadIdx.x); i < kSortedAtOnce; i += static_cast<int>(blockDim.x))
-    mine[i] = keys[first + i];
-  __syncthreads();
-  sort_keys(mine, kSortedAtOnce, first, from, to);
-  for (int i = static_cast<int>(threadIdx.x); i < kSortedAtOnce; i += static_cast<int>(blockDim.x))
-    keys[first + i] = mine[i];
-}
-
-// One step between pairs that are `stride` apart, a pair a thread.
-__global__ void sort_step_kernel(Key* keys, std::int64_t size, std::int64_t stride) {
-  const std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  order_pair(keys, 2 * i - (i & (stride - 1)), stride, 0, size);
-}
-
 __global__ void write_sorted_kernel(const Key* keys, std::int64_t n_keys, std::int64_t q,
                                     Answers out) {
   const std::int64_t j = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
