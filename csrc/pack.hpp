@@ -32,8 +32,9 @@ namespace cpu {
 
 // Row j of the outputs is the pair (queries[rows[j]], items[item_ids[j]]) laid out by `format`,
 // the end of its item cut off so that the row has at most `max_length` tokens, then padding.
-// input_ids, attention_mask (1 at tokens, 0 at padding) and token_type_ids: (p, width), all
-// overwritten. Borrows its arguments and keeps nothing.
+// input_ids, attention_mask (1 at tokens, 0 at padding) and token_type_ids: (n, width), all
+// overwritten; where n is more than the pairs, the last of them fills the rows that are left.
+// Borrows its arguments and keeps nothing.
 // Throws std::invalid_argument, the outputs then being unspecified: shapes that disagree, offsets
 // that do not ascend from 0 to the number of ids, a row or item out of range, a query that leaves
 // no place within max_length, a pair longer than width.

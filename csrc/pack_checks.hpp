@@ -73,13 +73,16 @@ inline void check_shapes(const TokenLists& queries, const TokenLists& items,
     throw std::invalid_argument("item_ids: expected " + std::to_string(rows.size) +
                                 " numbers as in rows, got " + std::to_string(item_ids.size));
   }
+  if (input_ids.rows < rows.size || (rows.empty() && input_ids.rows > 0))
+    throw std::invalid_argument(
+        "input_ids: expected a row for each of " + std::to_string(rows.size) +
+        " pairs, and more only if there is one, got " + std::to_string(input_ids.rows));
   const auto check_output = [&](MatrixView<std::int64_t> out, const std::string& name) {
-    if (out.rows == rows.size && out.cols == input_ids.cols) return;
-    throw std::invalid_argument(name + ": expected shape (" + std::to_string(rows.size) + ", " +
-                                std::to_string(input_ids.cols) + "), got (" +
+    if (out.rows == input_ids.rows && out.cols == input_ids.cols) return;
+    throw std::invalid_argument(name + ": expected shape (" + std::to_string(input_ids.rows) +
+                                ", " + std::to_string(input_ids.cols) + "), got (" +
                                 std::to_string(out.rows) + ", " + std::to_string(out.cols) + ")");
   };
-  check_output(input_ids, "input_ids");
   check_output(attention_mask, "attention_mask");
   check_output(token_type_ids, "token_type_ids");
 }

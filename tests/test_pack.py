@@ -148,6 +148,30 @@ def test_a_pair_by_hand(device):
     assert types.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1, 0, 0]]
 
 
+@pytest.mark.parametrize(("n", "n_rows"), [(1, 1), (1, 2), (3, 4), (5, 300)])
+def test_the_last_pair_fills_the_rows_that_are_left(device, n, n_rows):
+    queries, items = [[11, 12], [13]], [[21], [22, 23], []]
+    rows, item_ids = [0, 1, 1, 0, 1][:n], [2, 1, 0, 0, 1][:n]
+    outputs = [np.full((n_rows, 8), -7, dtype=np.int64) for _ in range(3)]
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    changes = dict(zip(names, outputs, strict=True))
+    pack(device, queries, items, rows, item_ids, *BERT, 8, 8, changes)
+    rows += rows[-1:] * (n_rows - n)
+    item_ids += item_ids[-1:] * (n_rows - n)
+    expected = pack_plainly(queries, items, rows, item_ids, *BERT, 0, 1, (3, 0), 8, 8)
+    for array, wanted in zip(outputs, expected, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+
+
+def test_rows_are_as_many_as_pairs_at_least(device):
+    for rows, n_rows in (([0, 0], 1), ([], 1)):
+        with pytest.raises(ValueError, match=f"input_ids: expected a row for each of {len(rows)}"):
+            pack(
+                device, [[1]], [[2]], rows, rows, *BERT, 8, 6,
+                {"input_ids": np.empty((n_rows, 6), dtype=np.int64)},
+            )  # fmt: skip
+
+
 def test_no_pairs(device):
     assert pack(device, [[1]], [[2]], [], [], *BERT, 8, 6)[0].shape == (0, 6)
 

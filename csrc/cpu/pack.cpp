@@ -46,13 +46,14 @@ void pack_pairs(const TokenLists& queries, const TokenLists& items,
   const Tokens suffix = checked_list(format.constants, 2, "constants");
   const std::int32_t* types = format.types.data;
 
-  for (std::int64_t j = 0; j < rows.size; ++j) {
-    const Tokens query = checked_list(queries, rows[j], "rows");
-    Tokens item = checked_list(items, item_ids[j], "item_ids");
+  for (std::int64_t j = 0; j < input_ids.rows; ++j) {
+    const std::int64_t pair = std::min(j, rows.size - 1);
+    const Tokens query = checked_list(queries, rows[pair], "rows");
+    Tokens item = checked_list(items, item_ids[pair], "item_ids");
     const std::int64_t fixed = format.constants.ids.size + query.size;
-    check_length(fixed, max_length, rows[j]);
+    check_length(fixed, max_length, rows[pair]);
     item.size = std::min(item.size, max_length - fixed);
-    check_width(fixed + item.size, width, j);
+    check_width(fixed + item.size, width, pair);
     RowWriter row{input_ids.row(j), token_type_ids.row(j)};
     row.append(prefix, types);
     row.append(query, format.query_type);

@@ -60,10 +60,11 @@ __device__ bool ends_are_right(const Lists& lists) {
   return lists.offsets[0] == 0 && lists.offsets[lists.count] == lists.n_ids;
 }
 
-// A warp to a pair, its lanes side by side along the row.
+// A warp to a row, its lanes side by side along it.
 __global__ void __launch_bounds__(kThreads)
     pack_kernel(Lists queries, Lists items, const std::int32_t* rows, const std::int32_t* item_ids,
-                std::int64_t n_pairs, Layout layout, Outputs out, long long* wrong) {
+                std::int64_t n_pairs, std::int64_t n_rows, Layout layout, Outputs out,
+                long long* wrong) {
   if (blockIdx.x == 0 && threadIdx.x == 0) {
     if (!ends_are_right(queries)) report(wrong, 0);
     if (!ends_are_right(items)) report(wrong, 1);
@@ -71,13 +72,14 @@ __global__ void __launch_bounds__(kThreads)
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   const std::int64_t n_constants = layout.n_prefix + layout.n_middle + layout.n_suffix;
   for (std::int64_t j = std::int64_t{blockIdx.x} * kPairsPerBlock + threadIdx.x / kLanes;
-       j < n_pairs; j += std::int64_t{gridDim.x} * kPairsPerBlock) {
-    const Span query = span_of(queries, rows[j]), item = span_of(items, item_ids[j]);
+       j < n_rows; j += std::int64_t{gridDim.x} * kPairsPerBlock) {
+    const std::int64_t pair = j < n_pairs ? j : n_pairs - 1;
+    const Span query = span_of(queries, rows[pair]), item = span_of(items, item_ids[pair]);
     const std::int64_t room = layout.max_length - n_constants - query.size;
     const std::int64_t n_item = item.size < room ? item.size : room;
     const std::int64_t n_tokens = n_constants + query.size + n_item;
     if (query.size < 0 || item.size < 0 || room < 0 || n_tokens > layout.width) {
-      if (lane == 0) report(wrong, kFirstPair + j);
+      if (lane == 0) report(wrong, kFirstPair + pair);
       continue;
     }
     const std::int64_t query_at = layout.n_prefix, middle_at = query_at + query.size;
@@ -186,17 +188,17 @@ void pack_pairs(const TokenLists& queries, const TokenLists& items,
   space.small.send(stream);
   const Lists query_lists = on_the_device(queries, space.query_offsets, space.query_ids, stream);
   const Lists item_lists = on_the_device(items, space.item_offsets, space.item_ids, stream);
-  const std::int64_t n = rows.size * input_ids.cols;
+  const std::int64_t n_rows = input_ids.rows, n = n_rows * input_ids.cols;
   const Outputs out{output_on_device(input_ids.data, n, space.ids),
                     output_on_device(attention_mask.data, n, space.mask),
                     output_on_device(token_type_ids.data, n, space.types)};
 
   const std::int64_t n_blocks = std::max<std::int64_t>(
-      1, std::min<std::int64_t>((rows.size + kPairsPerBlock - 1) / kPairsPerBlock,
+      1, std::min<std::int64_t>((n_rows + kPairsPerBlock - 1) / kPairsPerBlock,
                                 16 * device_properties().multiprocessors));
   fill_zero(space.wrong.data(), 1, stream);
   launch(pack_kernel, dim3(static_cast<unsigned>(n_blocks)), dim3(kThreads), 0, stream, query_lists,
-         item_lists, device_rows, device_items, rows.size, layout, out, space.wrong.data());
+         item_lists, device_rows, device_items, rows.size, n_rows, layout, out, space.wrong.data());
   copy(static_cast<const long long*>(space.wrong.data()), space.wrong_here.data(), 1, stream);
   deliver(static_cast<const std::int64_t*>(out.ids), input_ids.data, n, stream);
   deliver(static_cast<const std::int64_t*>(out.mask), attention_mask.data, n, stream);
