@@ -109,12 +109,19 @@ class AnyArray {
   }
   MatrixView<T> writable(Device device, const char* name) {
     check(device, name, 2);
-    T* data = on_device() ? const_cast<T*>(data_)
-                          : py::reinterpret_borrow<NumpyArray<T>>(numpy_).mutable_data();
-    return {data, shape_[0], shape_[1]};
+    return {mutable_data(), shape_[0], shape_[1]};
+  }
+  VectorView<T> writable_vector(Device device, const char* name) {
+    check(device, name, 1);
+    return {mutable_data(), shape_[0]};
   }
 
  private:
+  T* mutable_data() {
+    return on_device() ? const_cast<T*>(data_)
+                       : py::reinterpret_borrow<NumpyArray<T>>(numpy_).mutable_data();
+  }
+
   void check(Device device, const std::string& name, std::size_t n_dimensions) const {
     if (shape_.size() != n_dimensions)
       throw std::invalid_argument(name + ": expected " + std::to_string(n_dimensions) +

@@ -6,6 +6,8 @@ thing. CUDA graphs are stood in for by a session that keeps their rules.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import logging
 import os
@@ -17,8 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from cexnn import ScoringEngine, _core
-from cexnn.cross_encoder import CrossEncoder, onnx_session, pair_batches
+from cexnn import Index, Retriever, ScoringEngine, _core
+from cexnn.cross_encoder import BoundCrossEncoder, CrossEncoder, onnx_session, pair_batches
 from cexnn.cross_encoder.device_model import CudaMemory, DeviceModel
 from cexnn.cross_encoder.pair_batches import plan_batches
 from cexnn.cross_encoder.shapes import bucket_rows, bucket_width, full_rows
@@ -262,6 +264,11 @@ def test_one_thread_makes_all_calls_whoever_asks():
     assert bound.stats.n_pairs == 4 * len(ROWS)
 
 
+def test_pairs_are_asked_for_where_the_model_runs():
+    assert encoder(device="cpu").bind(ITEMS).pairs_device == "cpu"
+    assert on_device(encoder())[0].bind(ITEMS).pairs_device == "cpu"
+
+
 def test_an_engine_scores_the_same():
     expected = encoder().bind(ITEMS)(QUERIES, ROWS, IDS)
     model, session, *_ = on_device(encoder())
@@ -438,21 +445,14 @@ NAMES = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
 class WatchedMemory(CudaMemory):
-    """The device's memory, of which the session below knows what lies where; logits lie here."""
+    """The device's memory, of which the session below knows what lies where."""
 
     arrays: dict = {}  # noqa: RUF012
 
     def empty(self, shape, dtype):
-        inputs = np.dtype(dtype).kind == "i"
-        array = super().empty(shape, dtype) if inputs else np.full(shape, np.nan, dtype)
+        array = super().empty(shape, dtype)
         self.arrays[self.address(array)] = array
         return array
-
-    def get(self, array):
-        return array.copy()
-
-    def address(self, array):
-        return array.ctypes.data if isinstance(array, np.ndarray) else super().address(array)
 
 
 class CudaBinding:
@@ -469,11 +469,29 @@ class CudaBinding:
         self.bound[name] = address
 
 
+@contextlib.contextmanager
+def off_the_books():
+    """Have the emulation not tell of copies: they are those of the stand-in."""
+    told = os.environ.pop("CUDA_EMULATION_COPIES", None)
+    try:
+        yield
+    finally:
+        if told is not None:
+            os.environ["CUDA_EMULATION_COPIES"] = told
+
+
+def write(array, values):
+    """Write float32 values to where an array on the device lies."""
+    everything = _core.DeviceArray(np.arange(values.size, dtype=np.int32))
+    _core.place_logits(_core.DeviceArray(values.ravel()), everything, array.ravel())
+
+
 class CudaSession(ort.InferenceSession):
     """A session on the CPU that fetches what is bound to it on the device."""
 
     opened: list = []  # noqa: RUF012
     refuses_graphs = False
+    spoil = staticmethod(lambda feed, logits: logits)  # what the model is to get wrong
 
     def __init__(self, model, options, *, providers, disabled_optimizers, enable_fallback=1):
         wanted = providers[0][1]
@@ -494,8 +512,9 @@ class CudaSession(ort.InferenceSession):
         assert (options is not None) == self.graphs
         arrays = {name: WatchedMemory.arrays[at] for name, at in binding.bound.items()}
         logits = arrays.pop("logits")
-        feed = {name: array.numpy() for name, array in arrays.items()}
-        logits[...] = self.run(["logits"], feed)[0]
+        with off_the_books():
+            feed = {name: array.numpy() for name, array in arrays.items()}
+            write(logits, self.spoil(feed, self.run(["logits"], feed)[0]))
 
 
 class CudaRuntime:
@@ -586,6 +605,331 @@ def test_cuda_finds_no_memory_and_halves(cuda_runtime, monkeypatch):
     monkeypatch.setattr(WatchedMemory, "empty", too_small)
     scores = encoder(device="cuda").bind(ITEMS)(QUERIES, ROWS, IDS)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+
+
+# --- pairs that lie on the CUDA device ---
+
+
+def there(*arrays):
+    return [_core.DeviceArray(np.array(array, dtype=np.int32)) for array in arrays]
+
+
+def shuffled(n, seed=0):
+    """Return n of the pairs in any order, some of them more than once."""
+    chosen = np.random.default_rng(seed).integers(0, len(ROWS), n)
+    return ROWS[chosen], IDS[chosen]
+
+
+@pytest.mark.parametrize("max_length", [31, 32])
+@pytest.mark.parametrize("n", [1, 2, 3, 17, 350, 2500])
+def test_cuda_pairs_are_scored_where_they_lie(cuda_runtime, n, max_length):
+    options = {"max_length": max_length, "max_query_length": 11}  # queries and items are cut
+    on_host, on_device = (encoder(device="cuda", **options).bind(ITEMS) for _ in range(2))
+    assert on_device.pairs_device == "cuda"
+    rows, ids = shuffled(n)
+    for _ in range(3):  # plainly, recorded, replayed
+        expected = on_host(QUERIES, rows, ids)
+        scores = on_device(QUERIES, *there(rows, ids))
+        assert isinstance(scores, _core.DeviceArray)
+        np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-6)
+    assert on_device.stats == on_host.stats
+    assert on_host.stats.n_truncated_queries > 0 or n < 17
+    assert on_host.stats.n_truncated_items > 0 or n < 17
+
+
+def test_cuda_no_pairs(cuda_runtime):
+    bound = encoder(device="cuda").bind(ITEMS)
+    scores = bound(QUERIES, *there([], []))
+    assert scores.shape == (0,)
+    assert scores.dtype == np.float32
+    assert bound.stats.n_pairs == 0
+
+
+def test_cuda_pairs_of_texts_without_tokens(cuda_runtime):
+    bound = encoder(device="cuda").bind(["", "w4", ""])
+    rows, ids = np.int32([1, 0, 0, 1, 1]), np.int32([2, 1, 0, 1, 0])
+    scores = bound(["", "w5"], *there(rows, ids)).numpy()
+    np.testing.assert_allclose(scores, bound(["", "w5"], rows, ids), rtol=0, atol=1e-6)
+    assert scores[0] == scores[4]  # items alike
+
+
+def test_cuda_pairs_go_where_they_are_scored(cuda_runtime):
+    on_host = encoder(device="cuda", model=tiny_model(integer="int32")).bind(ITEMS)
+    assert on_host.pairs_device == "cpu"
+    expected = encoder().bind(ITEMS)(QUERIES, ROWS[:9], IDS[:9])
+    for bound in (encoder().bind(ITEMS), on_host):
+        scores = bound(QUERIES, *there(ROWS[:9], IDS[:9]))
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+    bound = encoder(device="cuda").bind(ITEMS)
+    for rows, ids in (
+        (there(ROWS[:9])[0], IDS[:9]),
+        (_core.DeviceArray(ROWS[:9].astype(np.int64)), _core.DeviceArray(IDS[:9])),
+    ):
+        scores = bound(QUERIES, rows, ids)
+        assert isinstance(scores, np.ndarray)
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
+    copy = pickle.loads(pickle.dumps(bound))
+    assert copy.pairs_device == "cuda"
+    np.testing.assert_allclose(
+        copy(QUERIES, *there(ROWS[:9], IDS[:9])).numpy(), expected, rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "ids", "message"),
+    [
+        ([0, 7], [0, 0], "rows: expected a number from 0 to 6, got 7"),
+        ([0, -1, 9], [0, 0, 0], "rows: expected a number from 0 to 6, got -1"),
+        ([0, 0], [50, 0], "items: expected a number from 0 to 49, got 50"),
+        ([0, 0], [0], "item_ids: expected 2 numbers as in rows, got 1"),
+    ],
+)
+def test_cuda_pairs_that_are_wrong_are_named(cuda_runtime, rows, ids, message):
+    bound = encoder(device="cuda").bind(ITEMS)
+    with pytest.raises(ValueError, match=message):
+        bound(QUERIES, *there(rows, ids))
+    with pytest.raises(ValueError, match=r"queries\[1\]: expected str"):
+        bound(["w4", 3], *there([0], [0]))
+
+
+def test_cuda_pairs_of_several_threads(cuda_runtime):
+    bound = encoder(device="cuda").bind(ITEMS)
+    expected = encoder().bind(ITEMS)(QUERIES, ROWS, IDS)
+
+    def score_some(start):
+        rows, ids = ROWS[start::4], IDS[start::4]
+        queries = QUERIES if start % 2 else [*QUERIES, "w4"]
+        scores = bound(queries, *there(rows, ids)).numpy()
+        return np.abs(scores - expected[start::4]).max() <= 1e-6
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(score_some, list(range(4)) * 3))
+    assert bound.stats.n_pairs == 3 * len(ROWS)
+
+
+def test_cuda_pairs_find_no_memory_and_are_halved(cuda_runtime, monkeypatch, caplog):
+    expected = encoder().bind(ITEMS)(QUERIES, ROWS, IDS)
+    empty = WatchedMemory.empty
+
+    def too_small(memory, shape, dtype):
+        if np.prod(shape) > 130:
+            raise MemoryError("cudaMalloc: no room for 9 bytes")
+        return empty(memory, shape, dtype)
+
+    monkeypatch.setattr(WatchedMemory, "empty", too_small)
+    with caplog.at_level(logging.WARNING):
+        scores = encoder(device="cuda").bind(ITEMS)(QUERIES, *there(ROWS, IDS))
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-6)
+    assert any("halved" in record.getMessage() for record in caplog.records)
+
+
+def test_cuda_pairs_that_find_no_memory_alone_fail_and_the_others_are_kept(
+    cuda_runtime, monkeypatch
+):
+    items = ["w4 " * 3, "w5 " * 20, "w6 " * 4, "w7 " * 2]
+    rows, ids = np.zeros(4, dtype=np.int32), np.arange(4, dtype=np.int32)
+    expected = encoder().bind(items)(["w8"], rows, ids)
+    bound = encoder(device="cuda").bind(items)
+    run = CudaSession.run_with_iobinding
+
+    def small(session, binding, options=None):
+        if np.prod(WatchedMemory.arrays[binding.bound["input_ids"]].shape) > 20:
+            raise RuntimeError(NO_MEMORY)
+        run(session, binding, options)
+
+    monkeypatch.setattr(CudaSession, "run_with_iobinding", small)
+    with pytest.raises(ScorerError, match="starts with query 0, item 1: .*Failed to alloc") as e:
+        bound(["w8"], *there(rows, ids))
+    assert (e.value.row, e.value.item) == (0, 1)
+    assert np.isfinite(e.value.scores).tolist() == [True, False, True, True]
+    kept = [0, 2, 3]
+    np.testing.assert_allclose(e.value.scores[kept], expected[kept], rtol=0, atol=1e-6)
+
+
+def test_cuda_pairs_scored_before_an_interruption_are_kept(cuda_runtime, monkeypatch):
+    bound = encoder(device="cuda", batch_tokens=32).bind(ITEMS)
+    expected = encoder().bind(ITEMS)(QUERIES, ROWS[:9], IDS[:9])
+    run, calls = bound.model.run_into, []
+
+    def interrupted(batch, out):
+        calls.append(len(batch.lengths))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        run(batch, out)
+
+    monkeypatch.setattr(bound.model, "run_into", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        bound(QUERIES, *there(ROWS[:9], IDS[:9]))
+    scores = caught.value.scores.numpy()
+    kept = np.isfinite(scores)
+    assert kept.sum() == sum(calls[:3])
+    np.testing.assert_allclose(scores[kept], expected[kept], rtol=0, atol=1e-6)
+
+
+# --- searches whose pairs stay on the device ---
+
+
+@pytest.fixture(scope="module")
+def corpus(world):
+    """What a search needs, learned from scores that this cross-encoder knows nothing of."""
+    index = Index.build(
+        world.scores,
+        item_embeddings=world.items,
+        query_embeddings=world.train_queries,
+        device="cpu",
+    )
+    texts = some_texts(world.n_items, most=40, seed=8)
+    texts[200:] = texts[:200]  # each stands twice: ties
+    queries = some_texts(world.n_queries, most=20, seed=9)
+    return index._learned, queries, texts
+
+
+SEARCH = {"k": 10, "budget": 60, "rounds": 4}
+
+
+def search(corpus, scorer, world, **changes):
+    learned, queries, _ = corpus
+    options = {**SEARCH, "query_embeddings": world.queries, **changes}
+    return Index(learned, device="cuda").search(scorer, queries, **options)
+
+
+def on_the_host(bound):
+    return lambda queries, rows, items: bound(queries, rows, items)
+
+
+def check_found(found, expected):
+    assert np.array_equal(found.ids, expected.ids)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=0, atol=1e-6)
+    assert np.array_equal(found.n_calls, expected.n_calls)
+    assert np.array_equal(found.scored.indices, expected.scored.indices)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"rounds": 1},
+        {"budget": 7, "rounds": 3, "k": 2},
+        {"budget": 150, "rounds": 2},
+        {"stop": "confident", "k": 2, "budget": 30},
+        {"exclude": [1, 2]},
+        {"trace": True},
+        {"deadline_ms": 1e6},
+    ],
+    ids=lambda changes: " ".join(changes) or "plain",
+)
+def test_cuda_searches_find_the_same(cuda_runtime, corpus, world, changes):
+    bound = encoder(device="cuda", batch_tokens=400).bind(corpus[2])
+    found = search(corpus, bound, world, **changes)
+    check_found(found, search(corpus, on_the_host(bound), world, **changes))
+
+
+def test_cuda_searches_ask_for_pairs_on_the_device(cuda_runtime, corpus, world, monkeypatch):
+    bound = encoder(device="cuda").bind(corpus[2])
+    call, asked = BoundCrossEncoder.__call__, []
+
+    def noted(self, queries, rows, items):
+        asked.append(type(items))
+        return call(self, queries, rows, items)
+
+    monkeypatch.setattr(BoundCrossEncoder, "__call__", noted)
+    expected = search(corpus, bound, world)
+    assert asked == [_core.DeviceArray] * 4
+    engine = ScoringEngine(bound)
+    with engine:  # merges searches on the host
+        assert not hasattr(engine, "pairs_device")
+        check_found(search(corpus, engine, world), expected)
+        index, options = (
+            Index(corpus[0], device="cuda"),
+            SEARCH | {"query_embeddings": world.queries},
+        )
+        check_found(asyncio.run(index.asearch(engine, corpus[1], **options)), expected)
+    check_found(asyncio.run(index.asearch(bound, corpus[1], **options)), expected)
+    on_cpu = Index(corpus[0], device="cpu").search(bound, corpus[1], **options)
+    check_found(on_cpu, expected)
+
+
+def test_cuda_searches_of_texts_find_the_same(cuda_runtime, corpus, world):
+    learned, queries, texts = corpus
+    model = encoder(device="cuda")
+    retriever = Retriever(Index(learned, device="cuda"), model, items=texts)
+    found = retriever.search_rows(queries, query_embeddings=world.queries, **SEARCH)
+    expected = search(corpus, on_the_host(model.bind(texts)), world)
+    check_found(found, expected)
+
+
+@pytest.mark.parametrize("fail_at", [1, 3])
+def test_cuda_searches_that_fail_lose_no_scores(cuda_runtime, corpus, world, monkeypatch, fail_at):
+    bound = encoder(device="cuda", batch_tokens=400).bind(corpus[2])
+    expected = search(corpus, bound, world)
+    run, paid = bound.model.run_into, []
+
+    def fails(batch, out):
+        run(batch, out)
+        paid.append(len(batch.lengths))
+        if sum(paid) > 120 * (fail_at - 1) + 60:
+            raise RuntimeError("the device fell off the bus")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bound.model, "run_into", fails)
+        with pytest.raises(ScorerError, match="a batch of .* query .* off the bus") as caught:
+            search(corpus, bound, world)
+    assert 0 < sum(paid) - 120 * (fail_at - 1) < 120
+    session = caught.value.session
+    assert session.result().n_calls.sum() == sum(paid)
+    while not session.done:
+        rows, items = (part.numpy() for part in session.ask())
+        session.tell(bound(corpus[1], rows, items))
+    check_found(session.result(), expected)
+
+
+def test_cuda_logits_that_are_not_finite_name_the_pair(cuda_runtime, corpus, world, monkeypatch):
+    bound = encoder(device="cuda").bind(corpus[2])
+    row, item = 5, int(search(corpus, bound, world).ids[5, 3])
+    tokens = []
+
+    def spoil(feed, logits):
+        rows = [ids[mask > 0] for ids, mask in zip(*list(feed.values())[:2], strict=True)]
+        if not tokens:  # of the pair, alone
+            tokens.append(rows[0])
+        bad = [len(one) == len(tokens[0]) and (one == tokens[0]).all() for one in rows]
+        return np.where(np.reshape(bad, logits.shape), np.nan, logits).astype(np.float32)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CudaSession, "spoil", staticmethod(spoil))
+        assert np.isnan(bound(corpus[1], np.int32([row]), np.int32([item]))).all()
+        with pytest.raises(ScorerError, match=r"returned nan for query 5, item .* of 120") as e:
+            search(corpus, bound, world)
+    assert e.value.row == row
+    assert e.value.item % 200 == item % 200  # each text stands twice
+    n_paid = e.value.session.result().n_calls.sum()
+    assert n_paid % 120 == np.isfinite(e.value.scores).sum() >= 118
+
+
+def test_cuda_rounds_of_a_search_bring_no_ids_and_no_logits_across_the_bus(
+    cuda_runtime, corpus, world, bus
+):
+    learned, queries, texts = corpus
+    n, bound = world.n_queries, encoder(device="cuda").bind(texts)
+    options = {"budget": 100, "rounds": 5, "query_embeddings": world.queries}
+    index, found = Index(learned, device="cuda"), {}
+    for again in (False, True, True):  # graphs of all shapes are recorded by then
+        session = index.session(n, pairs_device="cuda", **options)
+        while not session.done:
+            rows, items = session.ask()
+            before = bound.stats.n_batches
+            up, down, scores = bus.bytes_of(functools.partial(bound, queries, rows, items))
+            told = bus.bytes_of(functools.partial(session.tell, scores))
+            n_batches = bound.stats.n_batches - before
+            if again:
+                found[session._round] = (up + told[0], down + told[1], n_batches, len(rows))
+    for up, down, n_batches, n_pairs in found.values():
+        assert n_pairs == 20 * n
+        # which queries were cut; what stands around the texts of each batch's pairs
+        assert up == 16 * -(-n // 16) + 32 * n_batches
+        # how many pairs have 0 to 32 or more tokens, whole and cut; flags
+        assert down == 8 * 34 + 4 + (8 + 4) * n_batches + 4
+        assert n_batches > 4
 
 
 @pytest.mark.parametrize("variant", [{}, {"types": False}, {"half": True, "flat": True}])

@@ -64,6 +64,29 @@ def test_cuda_there_and_back(dtype, shape):
 
 
 @needs_cuda
+@pytest.mark.parametrize("shape", [(7,), (6, 5), (3, 0), (0,)])
+def test_cuda_rows_lie_where_they_lay(shape):
+    array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(np.float32)
+    there = _core.DeviceArray(array)
+    for rows in (slice(2, 5), slice(None), slice(-2, None), slice(4, 99), slice(3, 1)):
+        some = there[rows]
+        assert some.shape == array[rows].shape
+        assert np.array_equal(some.numpy(), array[rows])
+    begin, address = there[2:4].__cuda_array_interface__["data"], there.__cuda_array_interface__
+    n_before = len(array[:2]) * array[:1].nbytes
+    assert begin[0] == address["data"][0] + n_before
+    with pytest.raises(ValueError, match="rows: expected a step of 1"):
+        there[::2]
+    with pytest.raises(IndexError, match="without dimensions"):
+        _core.DeviceArray(np.array(3.0))[1:]
+    del address
+    some = there[1:3]
+    del there
+    gc.collect()
+    assert np.array_equal(some.numpy(), array[1:3])
+
+
+@needs_cuda
 def test_cuda_arrays_tell_other_libraries_what_they_are():
     array = _core.DeviceArray(np.zeros((3, 5), dtype=np.float32))
     assert array.__dlpack_device__() == (CUDA, 0)

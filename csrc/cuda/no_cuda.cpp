@@ -7,6 +7,7 @@
 #include "../embedding_map.hpp"
 #include "../known.hpp"
 #include "../pack.hpp"
+#include "../pair_order.hpp"
 #include "../searcher.hpp"
 
 namespace cexnn::cuda {
@@ -50,6 +51,20 @@ void take_rows(const void*, std::int64_t, std::int64_t, VectorView<const std::in
 bool all_within(VectorView<const float>, float) { refuse(); }
 
 void map_embeddings(MatrixView<const float>, const EmbeddingMap&, MatrixView<float>) { refuse(); }
+
+void order_pairs(const PairSizes&, VectorView<const std::int32_t>, VectorView<const std::int32_t>,
+                 std::int64_t, const OrderedPairs&, MatrixView<std::int32_t>) {
+  refuse();
+}
+
+void place_logits(VectorView<const float>, VectorView<const std::int32_t>, VectorView<float>) {
+  refuse();
+}
+
+void place_logits(VectorView<const std::uint16_t>, VectorView<const std::int32_t>,
+                  VectorView<float>) {
+  refuse();
+}
 
 void pack_pairs(const TokenLists&, const TokenLists&, VectorView<const std::int32_t>,
                 VectorView<const std::int32_t>, const PairFormat&, std::int64_t,

@@ -55,6 +55,16 @@ def pack_pairs(
     token_type_ids: NDArray[np.int64] | _OnDevice,
     device: str = "cpu",
 ) -> None: ...
+def order_pairs(
+    query_offsets: _Offsets | _OnDevice,
+    item_offsets: _Offsets | _OnDevice,
+    cut_queries: NDArray[np.bool_],
+    n_constants: int,
+    rows: _Ids | _OnDevice,
+    item_ids: _Ids | _OnDevice,
+    most: int,
+) -> tuple[DeviceArray, DeviceArray, DeviceArray, DeviceArray, _Ids]: ...
+def place_logits(logits: _OnDevice, places: _OnDevice, scores: _OnDevice) -> None: ...
 
 class DeviceArray:
     """An array on the CUDA device; ``DeviceArray(array)`` copies NumPy's there, `numpy` back.

@@ -8,9 +8,9 @@ a tensor of torch, an array of CuPy.
 - On CUDA's first device it is used where it lies, too, where what it is for runs there: queries'
   embeddings by a search of an index there, items' by a build there, which brings them to the host
   once, too, priors by a factorisation there, pairs and scores by a search whose scorer has
-  ``pairs_device = "cuda"`` (`cexnn.device_session`). What is of another type, or not C-contiguous,
-  is converted on the device. All else comes to the host in one transfer, when the argument is
-  checked.
+  ``pairs_device = "cuda"``, as a bound ``CrossEncoder(device="cuda")`` has
+  (`cexnn.device_session`). What is of another type, or not C-contiguous, is converted on the
+  device. All else comes to the host in one transfer, when the argument is checked.
 - What cannot be lent is a `ValueError` that names the argument: a type that NumPy does not have
   (bfloat16: ``tensor.float()``), a tensor that requires a gradient (``tensor.detach()``), one
   that is sparse.

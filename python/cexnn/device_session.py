@@ -3,10 +3,11 @@
 Such a search finds what any other does, score for score. Where the model takes scores as they are,
 neither ids nor scores cross the bus from round to round: at most 128 bytes a query go to the
 device, which say how many scores it has and where they are, and 4 bytes a query and 32 come back,
-which tell whether all went well. Once a search, the opening is chosen on the host and the numbers
-of its rows go to the device; so do the queries' priors, unless they were made there of embeddings
-that lie there. Their norms come back, 8 bytes a query, and the result. What a round writes to is
-allocated once a search.
+which tell whether all went well. What the model itself sends comes on top: of a
+``CrossEncoder(device="cuda")`` see `cexnn.cross_encoder.device_pairs`. Once a search, the opening
+is chosen on the host and the numbers of its rows go to the device; so do the queries' priors,
+unless they were made there of embeddings that lie there. Their norms come back, 8 bytes a query,
+and the result. What a round writes to is allocated once a search.
 
 The others keep what they know on the host, and their pairs go to the device, and their scores come
 back, once a round:
@@ -14,7 +15,8 @@ back, once a round:
 - of an index built from embeddings alone, or with a score map (``index.info()["score_map"]``): what
   the model takes for scores is computed on the host,
 - with ``stop="confident"``, ``exclude``, or ``only`` for few items, which are decided there,
-- with ``deadline_ms`` or ``trace``, which look at each pair,
+- with ``deadline_ms`` or ``trace``, which look at each pair, and with a `ScoringEngine`, which
+  makes common batches of several searches' pairs there,
 - from the first time on that the scores told are not those of all pairs asked for, float32 and
   finite.
 """

@@ -42,7 +42,8 @@ class Scorer(Protocol):
     One that has the attribute ``pairs_device = "cuda"`` is called with ``rows`` and ``items`` on
     the CUDA device, as arrays that lend themselves by DLPack (``torch.from_dlpack(items)``) and are
     not to be written to, and may return its scores there. In a search of an index on the device
-    neither then leaves it; see `cexnn.device_session`.
+    neither then leaves it; see `cexnn.device_session`. A bound ``CrossEncoder(device="cuda")`` is
+    such a one, where its batches are packed on the device.
     """
 
     def __call__(self, queries: Sequence[Any], rows: IdArray, items: IdArray) -> FloatArray:

@@ -12,6 +12,6 @@ ones, which a ``comparison`` judges.
 from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
 from cexnn.cross_encoder.comparison import Comparison, compare_models
 from cexnn.cross_encoder.encoder import CrossEncoder
-from cexnn.cross_encoder.pair_model import ScoringStats
+from cexnn.cross_encoder.scoring_stats import ScoringStats
 
 __all__ = ["BoundCrossEncoder", "Comparison", "CrossEncoder", "ScoringStats", "compare_models"]

@@ -1,17 +1,43 @@
-"""A batch of pairs that is packed on the device."""
+"""A batch of pairs that is packed on the device, and where its logits go if they stay there."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cexnn import _core
 from cexnn.cross_encoder.pair_batches import PairTokens
 from cexnn.cross_encoder.shapes import bucket_rows, bucket_width, full_rows
 from cexnn.cross_encoder.tokens import PairFormat
 
-__all__ = ["DeviceBatch"]
+__all__ = ["DeviceBatch", "DeviceScores"]
+
+
+@dataclass(frozen=True)
+class DeviceScores:
+    """The scores of some pairs, among those of more, on the CUDA device.
+
+    Attributes
+    ----------
+    whole : (p,) float32
+        All scores, NaN where there is none yet.
+    places : (n,) int32
+        Which of them.
+    """
+
+    whole: _core.DeviceArray
+    places: _core.DeviceArray
+
+    def __getitem__(self, rows: slice) -> DeviceScores:
+        """Return those of some of the pairs."""
+        return DeviceScores(self.whole, self.places[rows])
+
+    def put(self, logits: _core.DeviceArray) -> None:
+        """Write them; logits beyond those of the pairs are left."""
+        _core.place_logits(logits.ravel(), self.places, self.whole)
 
 
 class DeviceBatch(NamedTuple):
@@ -21,8 +47,6 @@ class DeviceBatch(NamedTuple):
     ----------
     pairs : PairTokens
         The pairs.
-    positions : (n,) int64
-        Those of the batch.
     lengths : (n,) int64
         Tokens of each of them.
     layout : PairFormat
@@ -32,7 +56,6 @@ class DeviceBatch(NamedTuple):
     """
 
     pairs: PairTokens
-    positions: NDArray[np.int64]
     lengths: NDArray[np.int64]
     layout: PairFormat
     max_length: int
@@ -40,7 +63,7 @@ class DeviceBatch(NamedTuple):
     @property
     def n_rows(self) -> int:
         """Number of pairs."""
-        return len(self.positions)
+        return len(self.lengths)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -50,7 +73,7 @@ class DeviceBatch(NamedTuple):
 
     def some(self, rows: slice) -> DeviceBatch:
         """Return some of the pairs."""
-        return self._replace(positions=self.positions[rows], lengths=self.lengths[rows])
+        return self._replace(pairs=self.pairs.some(rows), lengths=self.lengths[rows])
 
     def split(self, batch_tokens: int) -> list[DeviceBatch]:
         """Share the pairs out over batches whose shapes hold at most so many tokens."""

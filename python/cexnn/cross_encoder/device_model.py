@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import os
@@ -11,18 +10,22 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cexnn import _core
-from cexnn.cross_encoder.device_batch import DeviceBatch
-from cexnn.cross_encoder.pair_batches import pack_into
+from cexnn.arrays import to_numpy
+from cexnn.cross_encoder.device_batch import DeviceBatch, DeviceScores
+from cexnn.cross_encoder.device_pairs import OrderedPairs, order_pairs
+from cexnn.cross_encoder.pair_batches import PairTokens, pack_into
 from cexnn.cross_encoder.sessions import INPUTS, Signature
-from cexnn.cross_encoder.tokens import TokenLists
+from cexnn.cross_encoder.tokens import PairFormat, TokenLists
 
-__all__ = ["CudaMemory", "DeviceModel", "Memory"]
+__all__ = ["CudaMemory", "DeviceModel", "Memory", "Scores"]
+
+Scores = NDArray[np.float32] | DeviceScores  # where logits go
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +34,7 @@ _KEPT_TOKENS = 1 << 22  # of the inputs kept for all shapes together: 100 MB
 _RUNS_BEFORE_GRAPH = 2
 _NO_GRAPH = "-1"
 _GRAPH_TOLERANCE = 1e-2  # of logits, recorded against plain: fp16 rounds to 1e-3 of them
+_T = TypeVar("_T")
 
 
 class Memory(Protocol):
@@ -82,17 +86,24 @@ class _Resident:
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
-        self._kept: dict[int, tuple[weakref.ref[Any], TokenLists]] = {}
+        self._kept: dict[int, tuple[weakref.ref[Any], TokenLists, int]] = {}
 
     def there(self, lists: TokenLists) -> TokenLists:
         """Return the lists on the device."""
+        return self._found(lists)[1]
+
+    def longest(self, lists: TokenLists) -> int:
+        """Return how many tokens the longest of them has."""
+        return self._found(lists)[2]
+
+    def _found(self, lists: TokenLists) -> tuple[weakref.ref[Any], TokenLists, int]:
         key, kept = id(lists.ids), self._kept
         found = kept.get(key)
-        if found is not None and found[0]() is lists.ids:
-            return found[1]
-        copy = TokenLists(self._memory.put(lists.offsets), self._memory.put(lists.ids))
-        kept[key] = weakref.ref(lists.ids, lambda _: kept.pop(key, None)), copy
-        return copy
+        if found is None or found[0]() is not lists.ids:
+            copy = TokenLists(self._memory.put(lists.offsets), self._memory.put(lists.ids))
+            owner = weakref.ref(lists.ids, lambda _: kept.pop(key, None))
+            kept[key] = found = owner, copy, int(lists.lengths.max(initial=0))
+        return found
 
 
 @dataclass
@@ -111,11 +122,12 @@ class DeviceModel:
     """Scores batches of pairs on a session whose inputs and outputs stay on the device.
 
     Token lists are copied to the device once, as long as the host keeps the same arrays; of a batch
-    only its positions go there and only its logits come back. Batches are filled up to one of few
-    shapes by their last pair. A shape that comes again is recorded as a CUDA graph, held against
-    a plain run and replayed from then on. One thread makes all calls: ONNX Runtime keeps graphs
-    by thread, and inputs must not be packed while they are read. Packing has ended when it returns,
-    and so has a run, so that the streams of the two need not know of each other.
+    only its pairs go there and only its logits come back, and neither does where pairs and scores
+    lie on the device. Batches are filled up to one of few shapes by their last pair. A shape that
+    comes again is recorded as a CUDA graph, held against a plain run and replayed from then on. One
+    thread makes all calls: ONNX Runtime keeps graphs by thread, and inputs must not be packed while
+    they are read. Packing has ended when it returns, and so has a run, so that the streams of the
+    two need not know of each other.
 
     Parameters
     ----------
@@ -153,45 +165,66 @@ class DeviceModel:
         self._resident = _Resident(self._memory)
         self._buckets: dict[tuple[int, int], _Bucket] = {}
 
-    def run(self, batch: DeviceBatch) -> NDArray[np.float32]:
-        """Logits of a batch, (n,) float32.
+    @property
+    def device(self) -> str:
+        """Where it runs."""
+        return self._memory.device
+
+    def run(self, batch: DeviceBatch, out: Scores) -> None:
+        """Write the logits of a batch, (n,) float32.
 
         Raises
         ------
         Exception
             What ONNX Runtime or the device raised, MemoryError among it.
         """
+        self._in_thread(self._run, batch, out)
+
+    def order(self, pairs: PairTokens, layout: PairFormat, max_length: int) -> OrderedPairs:
+        """Put pairs that lie on the CUDA device in the order in which they are scored.
+
+        Raises
+        ------
+        ValueError
+            Rows or items out of range.
+        """
+        return self._in_thread(self._order, pairs, layout, max_length)
+
+    def _in_thread(self, call: Callable[..., _T], *arguments: Any) -> _T:
         with self._lock:
             if self._pid != os.getpid():  # a forked child has none of the threads
                 self._begin()
-            running = self._thread.submit(self._run, batch)
+            running = self._thread.submit(call, *arguments)
         return running.result()
 
-    def _run(self, batch: DeviceBatch) -> NDArray[np.float32]:
+    def _run(self, batch: DeviceBatch, out: Scores) -> None:
         if self._session is None:
             self._session = self._reopen()
         bucket = self._bucket(batch.shape)
-        positions = np.pad(batch.positions, (0, batch.shape[0] - batch.n_rows), mode="edge")
-        pack = functools.partial(self._pack, batch, bucket)
-        pack(positions)
-        logits = self._logits(bucket, bucket.options)
+        self._pack(bucket, batch, batch.pairs)
+        self._session.run_with_iobinding(bucket.binding, bucket.options)
         bucket.n_runs += 1
+        if isinstance(out, DeviceScores):
+            out.put(bucket.logits)
+        else:
+            out[:] = self._fetched(bucket)[: batch.n_rows]
         due = bucket.n_runs >= _RUNS_BEFORE_GRAPH and not bucket.recorded
-        if due and self._run_options is not None and np.ptp(logits) > 0:
-            self._record(bucket, logits, lambda: pack(np.roll(positions, 1)))
-        return logits[: batch.n_rows]
+        if due and self._run_options is not None and batch.n_rows > 1:
+            self._record(bucket, batch)
 
-    def _pack(self, batch: DeviceBatch, bucket: _Bucket, positions: NDArray[np.int64]) -> None:
+    def _order(self, pairs: PairTokens, layout: PairFormat, max_length: int) -> OrderedPairs:
+        longest = sum(map(self._resident.longest, (pairs.queries, pairs.items)))
+        return order_pairs(pairs, self._with_tokens_there(pairs), longest, layout, max_length)
+
+    def _with_tokens_there(self, pairs: PairTokens) -> PairTokens:
         there = self._resident.there
-        pairs = batch.pairs._replace(
-            queries=there(batch.pairs.queries), items=there(batch.pairs.items)
-        )
-        pack_into(
-            bucket.inputs, pairs, positions, batch.layout, batch.max_length, self._memory.device
-        )
+        return pairs._replace(queries=there(pairs.queries), items=there(pairs.items))
 
-    def _logits(self, bucket: _Bucket, options: Any) -> NDArray[np.float32]:
-        self._session.run_with_iobinding(bucket.binding, options)
+    def _pack(self, bucket: _Bucket, batch: DeviceBatch, pairs: PairTokens) -> None:
+        there = self._with_tokens_there(pairs)
+        pack_into(bucket.inputs, there, batch.layout, batch.max_length, self._memory.device)
+
+    def _fetched(self, bucket: _Bucket) -> NDArray[np.float32]:
         logits = self._memory.get(bucket.logits)
         return logits.reshape(-1).astype(np.float32, copy=False)
 
@@ -228,19 +261,21 @@ class DeviceModel:
         options.add_run_config_entry("gpu_graph_id", number)
         return options
 
-    def _record(
-        self, bucket: _Bucket, logits: NDArray[np.float32], pack_rolled: Callable[[], None]
-    ) -> None:
+    def _record(self, bucket: _Bucket, batch: DeviceBatch) -> None:
         """Have a shape's runs recorded, if a replay with the rows in another order scores the same.
 
-        Rows that all score the same could not tell. Whatever goes wrong, the logits at hand are
-        right: the model runs plainly from then on.
+        Rows that all score the same cannot tell. Whatever goes wrong, the logits there were have
+        been taken: the model runs plainly from then on. Here pairs and logits come to the host.
         """
+        logits = self._fetched(bucket)
+        if np.ptp(logits) == 0:
+            return
         options = self._graph(str(next(self._graph_ids)))
         try:
             self._session.run_with_iobinding(bucket.binding, options)  # as often as it takes
-            pack_rolled()
-            replayed = np.roll(self._logits(bucket, options), -1)
+            self._pack(bucket, batch, _rolled(batch))
+            self._session.run_with_iobinding(bucket.binding, options)
+            replayed = np.roll(self._fetched(bucket), -1)
             wrong = ~np.isclose(replayed, logits, rtol=_GRAPH_TOLERANCE, atol=_GRAPH_TOLERANCE)
             reason: object = f"{wrong.sum()} of {wrong.size} logits differ" if wrong.any() else None
         except Exception as error:  # whatever it is, a plain run has just gone well
@@ -253,3 +288,13 @@ class DeviceModel:
         self._abandoned, self._session = self._session, None
         self._run_options = None
         self._buckets.clear()
+
+
+def _rolled(batch: DeviceBatch) -> PairTokens:
+    """Return the pairs of all rows of a batch, on the host, the last row first."""
+    n_filled = batch.shape[0] - batch.n_rows
+    rows, items = (
+        np.roll(np.pad(to_numpy("pairs", one), (0, n_filled), mode="edge"), 1)
+        for one in (batch.pairs.rows, batch.pairs.item_ids)
+    )
+    return batch.pairs._replace(rows=rows, item_ids=items)

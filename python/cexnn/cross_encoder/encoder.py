@@ -9,9 +9,10 @@ from typing import Any
 
 from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
 from cexnn.cross_encoder.hub import find_model_files
-from cexnn.cross_encoder.pair_model import PairModel, ScoringStats
+from cexnn.cross_encoder.pair_model import PairModel
 from cexnn.cross_encoder.predictor import PairPredictor, check_texts
 from cexnn.cross_encoder.quantize import quantize_files
+from cexnn.cross_encoder.scoring_stats import ScoringStats
 
 __all__ = ["CrossEncoder"]
 
@@ -35,7 +36,8 @@ class CrossEncoder(PairPredictor):
         ``tokenizer.json``. Padding and truncation stored in it are overridden.
     device : {"auto", "cpu", "cuda"}
         ``"auto"`` takes CUDA where ONNX Runtime has it. With ``"cuda"``, by name, and cexnn built
-        with CUDA, the items' tokens stay on the device, too: batches are packed there.
+        with CUDA, the items' tokens stay on the device, too: batches are packed there, and in a
+        search of an index there its pairs and logits do not leave it.
     max_length : int
         Tokens of a pair at most, special tokens included.
     max_query_length : int, optional

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cexnn import _core
 from cexnn.checks import check_int
 from cexnn.cross_encoder.device_batch import DeviceBatch
-from cexnn.cross_encoder.device_model import CudaMemory, DeviceModel
+from cexnn.cross_encoder.device_model import CudaMemory, DeviceModel, Scores
 from cexnn.cross_encoder.pair_batches import ModelInputs
 from cexnn.cross_encoder.providers import (
     CPU,
@@ -45,12 +45,10 @@ class BatchError(RuntimeError):
     Attributes
     ----------
     scores : (n,) float32
-        The logits of the other rows; NaN where there is none.
+        Set by `PairModel.run`: the logits of the other rows; NaN where there is none.
     """
 
-    def __init__(self, message: str, scores: NDArray[np.float32]) -> None:
-        super().__init__(message)
-        self.scores = scores
+    scores: NDArray[np.float32]
 
 
 class OnnxModel:
@@ -151,6 +149,11 @@ class OnnxModel:
         return self._device is not None
 
     @property
+    def device_model(self) -> DeviceModel | None:
+        """What runs such a batch."""
+        return self._device
+
+    @property
     def on_cpu(self) -> bool:
         """Whether the model runs on the CPU."""
         return bool(self.providers[0] == CPU)
@@ -165,36 +168,31 @@ class OnnxModel:
             raise RuntimeError(message)
         logger.warning(message)
 
-    def run_all(self, parts: Sequence[ModelInputs | DeviceBatch]) -> list[NDArray[np.float32]]:
-        """Logits of batches, which are run side by side, at most `n_parallel` at once.
+    def run_all(self, parts: Sequence[ModelInputs | DeviceBatch], out: Scores) -> None:
+        """Write the logits of batches, which are run side by side, at most `n_parallel` at once.
 
         Parameters
         ----------
         parts : sequence of ModelInputs or DeviceBatch
             What the model has no input for is left out.
-
-        Returns
-        -------
-        list of (n,) float32
-            Raw logits, whatever type the model computes in.
+        out : (n,) float32
+            Raw logits, whatever type the model computes in, of all rows, one part after another.
 
         Raises
         ------
         BatchError
-            Some failed, once all have come to an end; ``scores`` holds those of the others. The
+            Some failed, once all have come to an end; ``out`` holds the logits of the others. The
             cause is what ONNX Runtime raised, or a ValueError: more than one label, seen only now.
         """
-        results: list[NDArray[np.float32] | None] = [None] * len(parts)
+        ends = np.cumsum([part.n_rows for part in parts]).tolist()
         failures: list[Exception] = []
 
         def run_some(first: int) -> None:
             for j in range(first, len(parts), self.n_parallel):
                 try:
-                    results[j] = self._run_or_halve(parts[j])
+                    self._run_or_halve(parts[j], out[ends[j] - parts[j].n_rows : ends[j]])
                 except Exception as error:  # the others are paid for, and wanted
                     failures.append(error)
-                    if isinstance(error, BatchError):
-                        results[j] = error.scores
 
         n_others = min(self.n_parallel, len(parts)) - 1
         others = [self._helpers().submit(run_some, 1 + j) for j in range(n_others)]
@@ -202,14 +200,7 @@ class OnnxModel:
             run_some(0)
         finally:
             wait(others)
-        if failures:
-            whole = [
-                np.full(part.n_rows, np.nan, dtype=np.float32) if one is None else one
-                for part, one in zip(parts, results, strict=True)
-            ]
-            first = failures[0].__cause__ or failures[0]
-            raise BatchError(str(first), np.concatenate(whole)) from first
-        return [one for one in results if one is not None]
+        _raise_first(failures)
 
     def _helpers(self) -> ThreadPoolExecutor:
         """Threads beside the caller's own, begun when first needed, and anew in a forked child."""
@@ -219,8 +210,8 @@ class OnnxModel:
                 self._pool = os.getpid(), pool
             return self._pool[1]
 
-    def _run_or_halve(self, part: ModelInputs | DeviceBatch) -> NDArray[np.float32]:
-        """Logits of a batch, in halves where the device has not the memory for the whole.
+    def _run_or_halve(self, part: ModelInputs | DeviceBatch, out: Scores) -> None:
+        """Write logits of a batch, in halves where the device has not the memory for the whole.
 
         What was too much is remembered: later batches of its size are halved before they are tried.
         """
@@ -228,7 +219,7 @@ class OnnxModel:
         middle = n // 2 // (1 + width % 2) * (1 + width % 2)  # an odd width wants even rows
         if not middle or rows * width < self._too_much:
             try:
-                return self._run(part)
+                return self._run(part, out)
             except Exception as error:
                 if not middle or not _is_out_of_memory(error):
                     raise
@@ -236,23 +227,19 @@ class OnnxModel:
                 logger.warning(
                     "no memory for a batch of %d rows of %d tokens: halved (%s)", rows, width, error
                 )
-        scores = np.full(n, np.nan, dtype=np.float32)
-        failures: list[BaseException] = []
+        failures: list[Exception] = []
         for half in (slice(0, middle), slice(middle, n)):
             try:
-                scores[half] = self._run_or_halve(part.some(half))
+                self._run_or_halve(part.some(half), out[half])
             except Exception as error:
-                if isinstance(error, BatchError):
-                    scores[half] = error.scores
-                failures.append(error.__cause__ or error)
-        if failures:
-            raise BatchError(str(failures[0]), scores) from failures[0]
-        return scores
+                failures.append(error)
+        _raise_first(failures)
 
-    def _run(self, part: ModelInputs | DeviceBatch) -> NDArray[np.float32]:
+    def _run(self, part: ModelInputs | DeviceBatch, out: Scores) -> None:
         if isinstance(part, DeviceBatch):
             assert self._device is not None
-            return self._device.run(part)
+            return self._device.run(part, out)
+        assert isinstance(out, np.ndarray)
         arrays = dict(zip(INPUTS, part, strict=True))
         feed = {
             name: arrays[name].astype(t, copy=False) for name, t in self._signature.inputs.items()
@@ -264,7 +251,13 @@ class OnnxModel:
                 f"model: expected one label, output ({n}, 1) or ({n},), got {logits.shape} "
                 f"from {self._name}"
             )
-        return logits.reshape(n).astype(np.float32, copy=False)
+        out[:] = logits.reshape(n)
+
+
+def _raise_first(failures: Sequence[Exception]) -> None:
+    if failures:
+        first = failures[0].__cause__ or failures[0]
+        raise BatchError(str(first)) from first
 
 
 def _memory_limit(given: int | None, device: str, providers: Sequence[Any] | None) -> int | None:

@@ -20,6 +20,7 @@ __all__ = [
     "ModelInputs",
     "PackedBatch",
     "PairTokens",
+    "batch_cuts",
     "pack_batch",
     "pack_into",
     "pair_lengths",
@@ -40,14 +41,19 @@ class PairTokens(NamedTuple):
     items : TokenLists
         Items.
     rows, item_ids : (p,) int32
-        Pair ``j`` is (``queries[rows[j]]``, ``items[item_ids[j]]``).
+        Pair ``j`` is (``queries[rows[j]]``, ``items[item_ids[j]]``). NumPy's, or on the CUDA device
+        for `score_there` and what it packs.
     """
 
     queries: TokenLists
     cut_queries: NDArray[np.bool_]
     items: TokenLists
-    rows: NDArray[np.int32]
-    item_ids: NDArray[np.int32]
+    rows: Any
+    item_ids: Any
+
+    def some(self, positions: NDArray[np.int64] | slice) -> PairTokens:
+        """Return some of the pairs; on the device, those of a slice."""
+        return self._replace(rows=self.rows[positions], item_ids=self.item_ids[positions])
 
 
 class ModelInputs(NamedTuple):
@@ -162,9 +168,29 @@ def plan_batches(
     [([1, 2], 10), ([0, 3], 6)]
     """
     order = np.argsort(-lengths, kind="stable")
+    cuts = batch_cuts(
+        lengths[order],
+        max_length=max_length,
+        batch_tokens=batch_tokens,
+        batch_size=batch_size,
+        buckets=buckets,
+    )
+    for batch, width in cuts:
+        yield order[batch], width
+
+
+def batch_cuts(
+    lengths: NDArray[np.int64],
+    *,
+    max_length: int,
+    batch_tokens: int,
+    batch_size: int | None,
+    buckets: bool,
+) -> Iterator[tuple[slice, int]]:
+    """Cut pairs that stand in the order of their lengths, the longest first; see `plan_batches`."""
     start = 0
-    while start < len(order):
-        longest = int(lengths[order[start]])
+    while start < len(lengths):
+        longest = int(lengths[start])
         width = min(longest + longest % 2, max_length)
         if buckets:
             width = bucket_width(longest, max_length)
@@ -173,25 +199,17 @@ def plan_batches(
             n = full_rows(n)
         if batch_size is not None:
             n = min(n, batch_size)
-        yield order[start : start + n], width
+        yield slice(start, min(start + n, len(lengths))), width
         start += n
 
 
-def pack_batch(
-    pairs: PairTokens,
-    positions: NDArray[np.int64],
-    width: int,
-    layout: PairFormat,
-    max_length: int,
-) -> ModelInputs:
-    """Pack some pairs into padded model inputs with an even number of tokens.
+def pack_batch(pairs: PairTokens, width: int, layout: PairFormat, max_length: int) -> ModelInputs:
+    """Pack pairs into padded model inputs with an even number of tokens.
 
     Parameters
     ----------
     pairs : PairTokens
         The pairs.
-    positions : (n,) int64
-        Those to pack.
     width : int
         Columns of the result.
     layout : PairFormat
@@ -202,35 +220,34 @@ def pack_batch(
     Returns
     -------
     ModelInputs
-        (n, width); where ``n * width`` is odd, the last row once more.
+        (p, width); where ``p * width`` is odd, the last row once more.
     """
-    if len(positions) * width % 2:
-        positions = np.append(positions, positions[-1])
-    shape = (len(positions), width)
+    n = len(pairs.rows)
+    shape = (n + n * width % 2, width)
     inputs = ModelInputs(*(np.empty(shape, dtype=np.int64) for _ in range(3)))
-    pack_into(inputs, pairs, positions, layout, max_length)
+    pack_into(inputs, pairs, layout, max_length)
     return inputs
 
 
 def pack_into(
     inputs: Sequence[Any],
     pairs: PairTokens,
-    positions: NDArray[np.int64],
     layout: PairFormat,
     max_length: int,
     device: str = "cpu",
 ) -> None:
-    """Pack some pairs into input ids, attention mask and type ids, each (n, width) int64.
+    """Pack pairs into input ids, attention mask and type ids, each (n, width) int64.
 
-    With device ``"cuda"`` these and the token lists may lie on the device, as
-    `cexnn._core.pack_pairs` takes them; what the arrays held is gone when it returns.
+    The last pair fills the rows that are left. With device ``"cuda"`` these, the pairs and the
+    token lists may lie on the device, as `cexnn._core.pack_pairs` takes them; what the arrays held
+    is gone when it returns.
     """
     input_ids, attention_mask, token_type_ids = inputs
     _core.pack_pairs(
         pairs.queries,
         pairs.items,
-        pairs.rows[positions],
-        pairs.item_ids[positions],
+        pairs.rows,
+        pairs.item_ids,
         layout.constants,
         layout.constant_types,
         layout.query_type,

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-import logging
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cexnn.checks import check_int
 from cexnn.cross_encoder.device_batch import DeviceBatch
+from cexnn.cross_encoder.device_model import Scores
+from cexnn.cross_encoder.device_pairs import OrderedPairs
 from cexnn.cross_encoder.onnx_session import BatchError, OnnxModel
 from cexnn.cross_encoder.pair_batches import (
     ModelInputs,
@@ -24,39 +24,17 @@ from cexnn.cross_encoder.pair_batches import (
     plan_batches,
     split_batch,
 )
+from cexnn.cross_encoder.scoring_stats import ScoringStats, Tally
 from cexnn.cross_encoder.tokens import TokenLists, load_tokenizer, pair_format, tokenize
 from cexnn.progress import progress_bar
 from cexnn.scorer import FloatArray, IdArray, ScorerError
 
-__all__ = ["PairModel", "ScoringStats"]
-
-logger = logging.getLogger(__name__)
+__all__ = ["PairModel", "batch_failed"]
 
 _PROBE_LENGTH = 1024  # tokens of the pair that a model is tried on: longer ones take seconds
 # Large enough to keep a thread busy, small enough for the activations to stay in its cache.
 _BATCH_TOKENS_A_THREAD = 256
 _DEVICE_BATCH_TOKENS = 32768
-
-
-class ScoringStats(NamedTuple):
-    """What a `CrossEncoder` has done so far, scorers bound to it included.
-
-    Attributes
-    ----------
-    n_pairs, n_batches : int
-        Pairs scored, and calls of the model.
-    n_tokens, n_padded_tokens : int
-        Tokens of the pairs, and tokens the model was given; their ratio is the padding factor.
-    n_truncated_queries, n_truncated_items : int
-        Pairs whose query was cut to ``max_query_length``, or whose item was cut to ``max_length``.
-    """
-
-    n_pairs: int = 0
-    n_batches: int = 0
-    n_tokens: int = 0
-    n_padded_tokens: int = 0
-    n_truncated_queries: int = 0
-    n_truncated_items: int = 0
 
 
 class PairModel:
@@ -110,12 +88,21 @@ class PairModel:
         if self._model.on_cpu:
             default = _BATCH_TOKENS_A_THREAD * self._model.n_parallel
         self.batch_tokens = batch_tokens or max(default, self.max_length)
-        self.stats = ScoringStats()
-        self._lock = threading.Lock()
+        self._tally = Tally(queries=self.max_query_length, items=self.max_length)
         self._probe()
 
     def __reduce__(self) -> tuple[Callable[[], PairModel], tuple[()]]:
         return self._copy, ()
+
+    @property
+    def stats(self) -> ScoringStats:
+        """What has been scored and cut so far."""
+        return self._tally.stats
+
+    @property
+    def pairs_device(self) -> str:
+        """Where `order` takes pairs, and `run_into` scores: ``"cpu"`` says that neither does."""
+        return "cpu" if self._model.device_model is None else self._model.device_model.device
 
     def tokenize_queries(
         self, texts: Sequence[str], name: str
@@ -180,13 +167,7 @@ class PairModel:
                     if isinstance(error, BatchError):
                         scores[positions] = error.scores
                     row, item = (int(x[positions[0]]) for x in (rows, pairs.item_ids))
-                    raise ScorerError(
-                        f"the model failed on a batch of {len(positions)} pairs that starts with "
-                        f"query {row}, item {item}: {error}",
-                        row=row,
-                        item=item,
-                        scores=scores,
-                    ) from error
+                    raise batch_failed(error, len(positions), row, item, scores) from error
                 except BaseException as error:  # Ctrl-C: what was scored before stays with it
                     error.scores = scores  # type: ignore[attr-defined]
                     raise
@@ -196,6 +177,11 @@ class PairModel:
     def lengths(self, pairs: PairTokens) -> NDArray[np.int64]:
         """Tokens of each pair once its item is cut to fit, (p,) int64."""
         return pair_lengths(pairs, self._format, self.max_length)[0]
+
+    def order(self, pairs: PairTokens) -> OrderedPairs:
+        """Put pairs on the device in the order in which they are scored; see `order_pairs`."""
+        assert self._model.device_model is not None
+        return self._model.device_model.order(pairs, self._format, self.max_length)
 
     def pack(self, pairs: PairTokens, positions: NDArray[np.int64], width: int) -> PackedBatch:
         """Pack some of the pairs into the inputs of one call of the model.
@@ -211,18 +197,17 @@ class PairModel:
         width : int
             Columns of the batch, no fewer than its longest pair has tokens.
         """
-        rows = pairs.rows[positions]
-        chosen = pairs._replace(rows=rows, item_ids=pairs.item_ids[positions])
+        chosen = pairs.some(positions)
         lengths, cut_items = pair_lengths(chosen, self._format, self.max_length)
         inputs: ModelInputs | DeviceBatch
         if self._model.on_device:
-            inputs = DeviceBatch(pairs, positions, lengths, self._format, self.max_length)
+            inputs = DeviceBatch(chosen, lengths, self._format, self.max_length)
         else:
-            inputs = pack_batch(pairs, positions, width, self._format, self.max_length)
+            inputs = pack_batch(chosen, width, self._format, self.max_length)
         return PackedBatch(
             inputs,
             lengths,
-            n_truncated_queries=int(pairs.cut_queries[rows].sum()),
+            n_truncated_queries=int(pairs.cut_queries[chosen.rows].sum()),
             n_truncated_items=int(cut_items.sum()),
         )
 
@@ -238,13 +223,25 @@ class PairModel:
         BatchError
             The model failed on some of the pairs; ``scores`` holds those of the others.
         """
-        parts = self._parts(batch)
+        n, scores = len(batch.lengths), np.full(batch.inputs.n_rows, np.nan, dtype=np.float32)
         try:
-            scores = np.concatenate(self._model.run_all(parts))[: len(batch.lengths)]
+            self.run_into(batch, scores)
         except BatchError as error:
-            error.scores = error.scores[: len(batch.lengths)]
+            error.scores = scores[:n]
             raise
-        self._count(
+        return scores[:n]
+
+    def run_into(self, batch: PackedBatch, out: Scores) -> None:
+        """Run the model on a batch, write a score for each row, and count it in `stats`.
+
+        Raises
+        ------
+        BatchError
+            The model failed on some of the rows; ``out`` holds the scores of the others.
+        """
+        parts = self._parts(batch)
+        self._model.run_all(parts, out)
+        self._tally.add(
             n_pairs=len(batch.lengths),
             n_batches=1,
             n_tokens=int(batch.lengths.sum()),
@@ -252,7 +249,6 @@ class PairModel:
             n_truncated_queries=batch.n_truncated_queries,
             n_truncated_items=batch.n_truncated_items,
         )
-        return scores
 
     def _parts(self, batch: PackedBatch) -> Sequence[ModelInputs | DeviceBatch]:
         """Return what the model is called with, once for each.
@@ -269,18 +265,6 @@ class PairModel:
         n_times = max(1, round(rows * width / (_BATCH_TOKENS_A_THREAD * n_threads)))
         return split_batch(batch, n_threads * n_times)
 
-    def _count(self, **counts: int) -> None:
-        with self._lock:
-            before = self.stats
-            self.stats = ScoringStats(*map(int.__add__, before, ScoringStats(**counts)))
-        for what, limit in (("queries", "max_query_length"), ("items", "max_length")):
-            n = counts[f"n_truncated_{what}"]
-            if n and not getattr(before, f"n_truncated_{what}"):
-                logger.warning(
-                    "%d of %d pairs had %s cut to fit %s=%d; this is said once, stats counts all",
-                    n, counts["n_pairs"], what, limit, getattr(self, limit),
-                )  # fmt: skip
-
     def _probe(self) -> None:
         """Score one long pair, so that a model that cannot is refused before any work starts."""
         n_tokens = min(self.max_length, _PROBE_LENGTH) - self._format.n_constants
@@ -290,9 +274,21 @@ class PairModel:
         pairs = PairTokens(lists, np.zeros(2, dtype=np.bool_), lists, zero, zero + 1)
         width = n_tokens + self._format.n_constants
         try:
-            self._model.run_all([self.pack(pairs, zero.astype(np.int64), width).inputs])
+            inputs = self.pack(pairs, zero.astype(np.int64), width).inputs
+            self._model.run_all([inputs], np.empty(inputs.n_rows, dtype=np.float32))
         except Exception as error:
             raise ValueError(
                 f"model: expected one that scores pairs of {width} tokens, as max_length="
                 f"{self.max_length} allows, and has one label; it fails: {error}"
             ) from error
+
+
+def batch_failed(error: Exception, n: int, row: int, item: int, scores: FloatArray) -> ScorerError:
+    """Return what is raised for a batch of n pairs that starts with this one."""
+    return ScorerError(
+        f"the model failed on a batch of {n} pairs that starts with query {row}, item {item}: "
+        f"{error}",
+        row=row,
+        item=item,
+        scores=scores,
+    )

@@ -31,7 +31,9 @@ class ScoringEngine:
     Searches in threads, and on event loops through `Index.asearch`, hand in the pairs of their
     rounds; one thread packs what waits into batches of like length while another runs the model.
     Every batch holds pairs of whoever is due first (the oldest call, or one whose deadline is
-    near), so that nobody starves. Pairs wait in a queue of bounded size.
+    near), so that nobody starves. Pairs wait in a queue of bounded size. They do so on the host,
+    wherever the index and the model are: pairs of several searches, known ones among them, meet
+    there, and a batch takes 8 bytes a pair to the device, and its logits back.
 
     A batch that fails reaches only the calls with pairs in it: they get a `ScorerError` with the
     scores obtained before. A call that is cancelled, or whose deadline has come, leaves the queue
