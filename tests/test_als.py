@@ -99,6 +99,12 @@ def test_same_seed_same_factors_whatever_the_threads():
     assert not np.array_equal(first.items, other.items)
 
 
+def test_factors_begin_on_a_cache_line():
+    _, scores = planted(np.random.default_rng(6), 20, 30, 3, 0.3)
+    factors = cexnn.factorize(scores, 3, query_prior=np.ones((20, 3)), n_iterations=1)
+    assert factors.queries.ctypes.data % 64 == factors.items.ctypes.data % 64 == 0
+
+
 def test_the_scores_are_not_changed():
     _, scores = planted(np.random.default_rng(6), 20, 30, 3, 0.3)
     matrix = csr_array(scores)

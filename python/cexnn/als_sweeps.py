@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,20 +64,28 @@ class Sweeps:
             self.cg_steps,
         )
         start = self.item_start
-        queries: Matrix
-        if self.query_prior is None:
-            queries = np.zeros((scores.shape[0], start.shape[1]), dtype=np.float32)
-        else:
-            queries = self.query_prior.copy()
+        u0 = 0 if self.query_prior is None else self.query_prior
+        host = _on_a_line((scores.shape[0], start.shape[1]), u0)
+        queries: Matrix = host
         if solver.in_host_memory(start.shape[1]):
-            items: Matrix = to_numpy("item_start", start).copy()
+            items: Matrix = _on_a_line(start.shape, to_numpy("item_start", start))
         else:
             items = (
                 start.copy() if isinstance(start, _core.DeviceArray) else _core.DeviceArray(start)
             )
-            queries = _core.DeviceArray(queries)
+            queries = _core.DeviceArray(host)
         _iterate(solver, queries, items, n_iterations, bar)
         return queries, items, solver
+
+
+def _on_a_line(shape: tuple[int, ...], values: FloatArray | int) -> FloatArray:
+    """Copy the values to the start of a cache line, where the solver reads short rows faster."""
+    size = math.prod(shape)
+    room = np.empty(size + 15, dtype=np.float32)
+    begin = -room.ctypes.data % 64 // room.itemsize
+    copy = room[begin : begin + size].reshape(shape)
+    copy[:] = values
+    return copy
 
 
 def _iterate(
