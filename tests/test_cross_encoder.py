@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from cexnn import _core
 from cexnn.cross_encoder import CrossEncoder, onnx_session
 from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder
-from cexnn.cross_encoder.pair_batches import ModelInputs, PackedBatch, split_batch
+from cexnn.cross_encoder.packed_batch import PackedBatch, split_batch
+from cexnn.cross_encoder.pair_batches import ModelInputs
 from cexnn.cross_encoder.providers import choose_providers
 from cexnn.scorer import PairScorer, ScorerError, call_scorer
 

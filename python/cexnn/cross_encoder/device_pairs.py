@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from cexnn import _core
 from cexnn.cross_encoder.device_batch import DeviceBatch, DeviceScores
-from cexnn.cross_encoder.pair_batches import PackedBatch, PairTokens
+from cexnn.cross_encoder.packed_batch import PackedBatch
+from cexnn.cross_encoder.pair_batches import PairTokens
 from cexnn.cross_encoder.tokens import PairFormat
 
 __all__ = ["OrderedPairs", "order_pairs"]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +12,14 @@ from cexnn import _core
 from cexnn.cross_encoder.shapes import bucket_width, full_rows
 from cexnn.cross_encoder.tokens import PairFormat, TokenLists
 
-if TYPE_CHECKING:
-    from cexnn.cross_encoder.device_batch import DeviceBatch
-
 __all__ = [
     "ModelInputs",
-    "PackedBatch",
     "PairTokens",
     "batch_cuts",
     "pack_batch",
     "pack_into",
     "pair_lengths",
     "plan_batches",
-    "split_batch",
 ]
 
 
@@ -84,25 +78,6 @@ class ModelInputs(NamedTuple):
         longest = int(self.attention_mask[rows].sum(axis=1).max())
         columns = slice(0, min(longest + longest % 2, self.shape[1]))
         return ModelInputs(*(np.ascontiguousarray(x[rows, columns]) for x in self))
-
-
-class PackedBatch(NamedTuple):
-    """Some pairs as inputs of the model, and what there is to count of them.
-
-    Attributes
-    ----------
-    inputs : ModelInputs or DeviceBatch
-        ModelInputs are (n, width); where ``n_pairs * width`` is odd, the last row once more.
-    lengths : (n_pairs,) int64
-        Tokens of each pair.
-    n_truncated_queries, n_truncated_items : int
-        Pairs whose query or whose item was cut.
-    """
-
-    inputs: ModelInputs | DeviceBatch
-    lengths: NDArray[np.int64]
-    n_truncated_queries: int
-    n_truncated_items: int
 
 
 def pair_lengths(
@@ -260,66 +235,3 @@ def pack_into(
         token_type_ids,
         device,
     )
-
-
-def split_batch(batch: PackedBatch, n_parts: int) -> list[ModelInputs]:
-    """Share the rows of a batch out over calls of the model, each no wider than its rows need.
-
-    Parameters
-    ----------
-    batch : PackedBatch
-        The batch; best with rows of like length side by side.
-    n_parts : int
-        Parts at most.
-
-    Returns
-    -------
-    list of ModelInputs
-        The rows in their order, the largest part as small as can be; rows times width of a part is
-        even where that of the batch is.
-
-    Examples
-    --------
-    >>> one = np.ones((5, 32), dtype=np.int64)
-    >>> batch = PackedBatch(ModelInputs(one, one, one), np.array([31, 29, 16, 15, 11]), 0, 0)
-    >>> [part.shape for part in split_batch(batch, 2)]
-    [(2, 32), (3, 16)]
-    """
-    assert isinstance(batch.inputs, ModelInputs)
-    n, full = batch.inputs.shape
-    unit = 1 + full % 2  # an odd width wants an even number of rows
-    lengths = batch.lengths[np.minimum(np.arange(n), len(batch.lengths) - 1)]
-    longest = lengths.reshape(-1, unit).max(axis=1)
-    widths = np.minimum((longest + 1) // 2 * 2, full)
-    return [
-        ModelInputs(
-            *(
-                np.ascontiguousarray(x[begin * unit : end * unit, : widths[begin:end].max()])
-                for x in batch.inputs
-            )
-        )
-        for begin, end in pairwise(_even_cuts(widths.tolist(), n_parts))
-    ]
-
-
-def _even_cuts(widths: list[int], n_parts: int) -> list[int]:
-    """Where parts of these rows begin, and the last one's end; the largest is least."""
-    least, enough = max(widths), len(widths) * max(widths)
-    while least < enough:
-        middle = (least + enough) // 2
-        if len(_cuts(widths, middle)) <= n_parts + 1:
-            enough = middle
-        else:
-            least = middle + 1
-    return _cuts(widths, enough)
-
-
-def _cuts(widths: list[int], most: int) -> list[int]:
-    """Where parts of at most so many tokens begin, each with as many rows as it may have."""
-    cuts, widest = [0], 0
-    for row, width in enumerate(widths):
-        widest = max(widest, width)
-        if (row + 1 - cuts[-1]) * widest > most:
-            cuts.append(row)
-            widest = width
-    return [*cuts, len(widths)]

@@ -15,14 +15,13 @@ from cexnn.cross_encoder.device_batch import DeviceBatch
 from cexnn.cross_encoder.device_model import Scores
 from cexnn.cross_encoder.device_pairs import OrderedPairs
 from cexnn.cross_encoder.onnx_session import BatchError, OnnxModel
+from cexnn.cross_encoder.packed_batch import PackedBatch, split_batch
 from cexnn.cross_encoder.pair_batches import (
     ModelInputs,
-    PackedBatch,
     PairTokens,
     pack_batch,
     pair_lengths,
     plan_batches,
-    split_batch,
 )
 from cexnn.cross_encoder.scoring_stats import ScoringStats, Tally
 from cexnn.cross_encoder.tokens import TokenLists, load_tokenizer, pair_format, tokenize
