@@ -7,6 +7,7 @@
 #include "../device.hpp"
 #include "als_resident.cuh"
 #include "als_streamed.cuh"
+#include "memory.cuh"
 #include "runtime.cuh"
 
 namespace cexnn::cuda {

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "memory.cuh"
 #include "ridge_plan.cuh"
 #include "runtime.cuh"
 

@@ -11,6 +11,8 @@
 #include "../als.hpp"
 #include "../transposed.hpp"
 #include "ids.cuh"
+#include "launch.cuh"
+#include "memory.cuh"
 #include "objective.cuh"
 #include "ridge_solver.cuh"
 #include "runtime.cuh"

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "als_pieces.cuh"
+#include "launch.cuh"
+#include "memory.cuh"
 #include "objective.cuh"
 #include "ridge_solver.cuh"
 #include "runtime.cuh"

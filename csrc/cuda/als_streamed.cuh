@@ -12,6 +12,8 @@
 #include "../transposed.hpp"
 #include "als_resident.cuh"
 #include "als_slot.cuh"
+#include "memory.cuh"
+#include "runtime.cuh"
 
 namespace cexnn::cuda {
 namespace {

@@ -2,6 +2,8 @@
 
 #include "../device_arrays.hpp"
 #include "ids.cuh"
+#include "launch.cuh"
+#include "memory.cuh"
 #include "runtime.cuh"
 
 namespace cexnn::cuda {

@@ -2,6 +2,8 @@
 #include <stdexcept>
 
 #include "../embedding_map.hpp"
+#include "launch.cuh"
+#include "memory.cuh"
 #include "runtime.cuh"
 
 namespace cexnn::cuda {

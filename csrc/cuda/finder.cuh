@@ -5,8 +5,10 @@
 #include <cstdint>
 
 #include "item_store.cuh"
+#include "launch.cuh"
 #include "panels.cuh"
 #include "rank.cuh"
+#include "runtime.cuh"
 #include "scan.cuh"
 #include "scan_bulk.cuh"
 #include "sort.cuh"

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "launch.cuh"
+#include "memory.cuh"
 #include "runtime.cuh"
 
 namespace cexnn::cuda {

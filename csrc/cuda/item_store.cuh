@@ -6,8 +6,11 @@
 #include <vector>
 
 #include "../searcher.hpp"
+#include "launch.cuh"
+#include "memory.cuh"
 #include "rank.cuh"
 #include "rows.cuh"
+#include "runtime.cuh"
 #include "topk.cuh"
 
 namespace cexnn::cuda {

@@ -1,6 +1,7 @@
 #include <stdexcept>
 
 #include "../known.hpp"
+#include "launch.cuh"
 #include "runtime.cuh"
 
 namespace cexnn::cuda {

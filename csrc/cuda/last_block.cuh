@@ -1,7 +1,7 @@
 // The block of a grid that is done last, which goes on with what all of them wrote.
 #pragma once
 
-#include "runtime.cuh"
+#include <intrinsics.cuh>
 
 namespace cexnn::cuda {
 

@@ -2,6 +2,8 @@
 #include <limits>
 
 #include "../pack_checks.hpp"
+#include "launch.cuh"
+#include "memory.cuh"
 #include "runtime.cuh"
 
 namespace cexnn::cuda {

@@ -5,6 +5,9 @@
 
 #include "../pack_checks.hpp"
 #include "../pair_order.hpp"
+#include "launch.cuh"
+#include "memory.cuh"
+#include "runtime.cuh"
 #include "sort.cuh"
 
 namespace cexnn::cuda {

@@ -17,6 +17,7 @@
 // before it, and between two ranges every list is cut to its best.
 #pragma once
 
+#include "memory.cuh"
 #include "panel_numbers.cuh"
 #include "rank.cuh"
 #include "rows.cuh"

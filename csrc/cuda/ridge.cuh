@@ -12,9 +12,9 @@
 #pragma once
 
 #include <cstdint>
+#include <intrinsics.cuh>
 
 #include "../als_checks.hpp"
-#include "runtime.cuh"
 
 namespace cexnn::cuda {
 namespace {

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "cholesky.cuh"
+#include "launch.cuh"
+#include "memory.cuh"
 #include "ridge_plan.cuh"
 #include "ridge_wide.cuh"
 #include "runtime.cuh"

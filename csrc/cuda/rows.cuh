@@ -7,8 +7,7 @@
 #pragma once
 
 #include <cstdint>
-
-#include "runtime.cuh"
+#include <intrinsics.cuh>
 
 namespace cexnn::cuda {
 

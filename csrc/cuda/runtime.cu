@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "../device.hpp"
+#include "memory.cuh"
 #include "runtime.cuh"
 
 namespace cexnn::cuda {

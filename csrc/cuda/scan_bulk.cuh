@@ -7,6 +7,7 @@
 // use of a stage is the n-th phase of its barriers.
 #pragma once
 
+#include "memory.cuh"
 #include "scan.cuh"
 
 namespace cexnn::cuda {

@@ -8,7 +8,10 @@
 #include <vector>
 
 #include "../searcher.hpp"
+#include "launch.cuh"
+#include "memory.cuh"
 #include "query_update.cuh"
+#include "runtime.cuh"
 
 namespace cexnn::cuda {
 

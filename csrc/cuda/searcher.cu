@@ -5,6 +5,9 @@
 #include "../searcher.hpp"
 #include "../searcher_checks.hpp"
 #include "finder.cuh"
+#include "launch.cuh"
+#include "memory.cuh"
+#include "runtime.cuh"
 #include "transfers.cuh"
 #include "updater.cuh"
 

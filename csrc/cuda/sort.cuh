@@ -1,6 +1,8 @@
 // Sorting any number of keys, by all blocks.
 #pragma once
 
+#include "launch.cuh"
+#include "runtime.cuh"
 #include "topk.cuh"
 
 namespace cexnn::cuda {

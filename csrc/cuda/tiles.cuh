@@ -1,7 +1,7 @@
 // Products of tiles of doubles by a block.
 #pragma once
 
-#include "runtime.cuh"
+#include <intrinsics.cuh>
 
 namespace cexnn::cuda {
 

@@ -10,8 +10,7 @@
 #pragma once
 
 #include <cstdint>
-
-#include "runtime.cuh"
+#include <intrinsics.cuh>
 
 namespace cexnn::cuda {
 

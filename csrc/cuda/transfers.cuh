@@ -8,8 +8,8 @@
 
 #include "../searcher.hpp"
 #include "ids.cuh"
+#include "memory.cuh"
 #include "rank.cuh"
-#include "runtime.cuh"
 #include "workspace.cuh"
 
 namespace cexnn::cuda {

@@ -8,7 +8,10 @@
 
 #include "growth.cuh"
 #include "item_store.cuh"
+#include "launch.cuh"
+#include "memory.cuh"
 #include "query_update.cuh"
+#include "runtime.cuh"
 #include "search_state.cuh"
 #include "workspace.cuh"
 

@@ -6,8 +6,10 @@
 #include <utility>
 #include <vector>
 
+#include "memory.cuh"
 #include "query_update.cuh"
 #include "round_graphs.cuh"
+#include "runtime.cuh"
 #include "topk.cuh"
 
 namespace cexnn::cuda {

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "../../csrc/cuda/launch.cuh"
+#include "../../csrc/cuda/memory.cuh"
 #include "../../csrc/cuda/runtime.cuh"
 
 using namespace cexnn::cuda;
