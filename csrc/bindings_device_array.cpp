@@ -70,6 +70,9 @@ void register_device_array(py::module_& m) {
       .def_static("from_dlpack", &DeviceArray::borrow, "array"_a)
       .def("numpy", &DeviceArray::numpy)
       .def("copy", &DeviceArray::copy)
+      .def(
+          "__deepcopy__", [](const DeviceArray& a, const py::object&) { return a.copy(); },
+          "memo"_a)
       .def("floats", &DeviceArray::floats)
       .def("take", &DeviceArray::take, "rows"_a)
       .def("ravel", &DeviceArray::ravel)

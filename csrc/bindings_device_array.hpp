@@ -82,7 +82,7 @@ class DeviceArray {
     return converted;
   }
   DeviceArray copy() const {
-    const DeviceArray same(dtype_, shape_);
+    DeviceArray same(dtype_, shape_);  // not const: moved without the GIL, where not in place
     const std::int64_t bytes = n_bytes();
     const py::gil_scoped_release release;
     cuda::copy_bytes(data(), same.data(), bytes);
@@ -175,7 +175,7 @@ class DeviceArray {
                                   " dimensions, or a C-contiguous array");
     std::copy(shape_.begin(), shape_.end(), from.shape);
     std::copy(strides, strides + shape_.size(), from.strides);
-    const DeviceArray copy(dtype_, shape_);
+    DeviceArray copy(dtype_, shape_);
     const py::gil_scoped_release release;
     cuda::copy_strided(from, copy.data());
     return copy;

@@ -1,5 +1,6 @@
 """Arrays on the CUDA device: to it, from it, and lent by DLPack."""
 
+import copy
 import gc
 
 import numpy as np
@@ -84,6 +85,16 @@ def test_cuda_rows_lie_where_they_lay(shape):
     del there
     gc.collect()
     assert np.array_equal(some.numpy(), array[1:3])
+
+
+@needs_cuda
+def test_cuda_arrays_are_copied_there():
+    numbers = np.arange(6, dtype=np.float32).reshape(2, 3)
+    there = _core.DeviceArray(numbers)
+    for same in (there.copy(), copy.deepcopy(there), copy.deepcopy({"a": there})["a"]):
+        assert same.__cuda_array_interface__["data"] != there.__cuda_array_interface__["data"]
+        assert same.shape == (2, 3)
+        assert np.array_equal(same.numpy(), numbers)
 
 
 @needs_cuda

@@ -1,6 +1,7 @@
 """Embeddings that lie on the CUDA device: used there, with the host's results."""
 
 import ctypes
+import dataclasses
 import pickle
 from dataclasses import replace
 from functools import partial
@@ -429,6 +430,8 @@ def test_factorisations_start_there(world, bus, regularization, cg_steps):
     kept = pickle.loads(pickle.dumps(found))
     assert np.array_equal(kept.items, found.items)
     assert kept.items_there is None
+    told = dataclasses.asdict(found)
+    assert np.array_equal(told["items_there"].numpy(), found.items)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])

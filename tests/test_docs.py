@@ -47,7 +47,7 @@ def test_the_stub_matches_the_native_module():
         value = getattr(_core, name)
         if isinstance(value, type):
             protocols = {"__dlpack__", "__dlpack_device__", "__cuda_array_interface__"}
-            named = {"__init__", "__len__", "__getitem__"} | protocols
+            named = {"__init__", "__len__", "__getitem__", "__deepcopy__"} | protocols
             own = {m for m in vars(value) if not m.startswith("_") or m in named}
             if not methods:  # made by others only
                 own.discard("__init__")
