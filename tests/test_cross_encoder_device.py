@@ -21,6 +21,7 @@ import pytest
 
 from cexnn import Index, Retriever, ScoringEngine, _core
 from cexnn.cross_encoder import BoundCrossEncoder, CrossEncoder, onnx_session, pair_batches
+from cexnn.cross_encoder.device_batch import DeviceScores
 from cexnn.cross_encoder.device_model import CudaMemory, DeviceModel
 from cexnn.cross_encoder.pair_batches import plan_batches
 from cexnn.cross_encoder.shapes import bucket_rows, bucket_width, full_rows
@@ -635,6 +636,16 @@ def test_cuda_pairs_are_scored_where_they_lie(cuda_runtime, n, max_length):
     assert on_device.stats == on_host.stats
     assert on_host.stats.n_truncated_queries > 0 or n < 17
     assert on_host.stats.n_truncated_items > 0 or n < 17
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_cuda_logits_of_every_type_reach_their_places(dtype):
+    if not _core.cuda_available():
+        pytest.skip("no CUDA device, or a build without CUDA")
+    whole = _core.DeviceArray(np.full(4, np.nan, dtype=np.float32))
+    logits = np.array([[1.5], [-2], [7]], dtype=dtype)  # the last one fills the batch
+    DeviceScores(whole, *there([2, 0])).put(_core.DeviceArray(logits))
+    assert np.array_equal(whole.numpy(), [-2, np.nan, 1.5, np.nan], equal_nan=True)
 
 
 def test_cuda_no_pairs(cuda_runtime):

@@ -37,6 +37,8 @@ class DeviceScores:
 
     def put(self, logits: _core.DeviceArray) -> None:
         """Write them; logits beyond those of the pairs are left."""
+        if logits.dtype == np.float64:  # not so halves: this is an allocation
+            logits = logits.floats()
         _core.place_logits(logits.ravel(), self.places, self.whole)
 
 
