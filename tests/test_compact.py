@@ -151,8 +151,7 @@ def test_four_bits_find_the_same(shape, spread):
 
 def test_what_four_bits_cannot_tell_is_asked_of_more():
     rng = np.random.default_rng(1)
-    V = np.zeros((40_000, 128), dtype=np.float32)
-    V[:, :3] = rng.integers(-4, 5, size=(len(V), 3))  # thousands of ties
+    V = rng.integers(-4, 5, size=(40_000, 128)).astype(np.float32)  # thousands of ties
     compact = _core.Searcher(V, None, *rounded(V, "int8").native())
     none = np.empty((1, 0), dtype=np.int32)
     for query in [*np.eye(3, 128, dtype=np.float32)] * 7 + [np.zeros(128, dtype=np.float32)]:
@@ -164,20 +163,51 @@ def test_what_four_bits_cannot_tell_is_asked_of_more():
 
 
 def test_four_bits_are_what_is_scanned_in_the_end():
-    """An item of one large factor whose others, all too small for four bits, are a query's own."""
+    """An item made to hurt: all that rounding leaves of its factors has the signs of a query's."""
     rng = np.random.default_rng(2)
     V = rng.standard_normal((40_000, 128), dtype=np.float32)
     V *= (127 / np.abs(V).max(axis=1, keepdims=True)).astype(np.float32)
     query = np.sign(rng.standard_normal((1, 128), dtype=np.float32))
     query[0, 0] = 0
-    V[77] = 20 * query[0]
-    V[77, 0] = 20 * 127 / 8
+    V[77] = 20 / 6 * np.where(np.arange(128) % 2, 23, -11) * query[0]  # four bits: 17 and -17
+    V[77, 0] = 20 / 6 * 127
     compact = _core.Searcher(V, None, *rounded(V, "int8").native())
     none = np.empty((1, 0), dtype=np.int32)
     assert of_some(compact, query, none)[0][0, 0] == 77
     for _ in range(20):
         ids = of_some(compact, query, none)[0]
     assert (77 in ids) == (_core.instruction_set() == "plain")
+
+
+@pytest.mark.parametrize("share", [0.5, 0.01])
+def test_four_bits_find_items_of_one_large_factor(share):
+    """Their other factors, all too small for four bits, are what a query asks for."""
+    rng = np.random.default_rng(3)
+    kinds = rng.standard_normal((400, 128))
+    near = kinds[rng.integers(0, 400, 40_060)] + 0.4 * rng.standard_normal((40_060, 128))
+    queries, V = np.split(near.astype(np.float32), [60])
+    V[rng.random(len(V)) < share, 3] += 30
+    plain, compact = (_core.Searcher(V, None, *c) for c in ((), rounded(V, "int8").native()))
+    none = np.empty((1, 0), dtype=np.int32)
+    for query in queries:
+        for k in (1, 10):
+            assert_same(*(of_some(s, query[None], none, k=k) for s in (compact, plain)))
+
+
+@pytest.mark.parametrize(("size", "offset"), [(1, 0), (1e-23, 0), (1e-42, 0), (3e19, 1)])
+def test_four_bits_find_the_same_for_queries_of_any_size(size, offset):
+    """The sums of squares that their bounds are made of become zero, or infinite."""
+    V = np.zeros((40_000, 128), dtype=np.float32)
+    V[:, 0] = 127
+    V[8, 1:11] = 25  # 17 in four bits
+    V[5, 1:11] = [34, 34, 34, 34, 17, 17, 17, 17, 17, 16]
+    offsets = np.zeros(len(V), dtype=np.float32)
+    offsets[3] = offset
+    compact = _core.Searcher(V, offsets, *rounded(V, "int8").native())
+    query = np.zeros((1, 128), dtype=np.float32)
+    query[0, 1:11] = size
+    none = np.empty((1, 0), dtype=np.int32)
+    assert all(of_some(compact, query, none, k=1)[0] == 8 for _ in range(20))
 
 
 def test_an_unknown_type_is_refused(index):

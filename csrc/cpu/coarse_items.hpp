@@ -5,9 +5,11 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "../views.hpp"
@@ -21,27 +23,44 @@ namespace cexnn::cpu {
 constexpr int kCoarseStep = 17;
 constexpr int kCoarseZero = 7;
 
-// Rows as Kernels::dots_i4 reads them.
+// Rows as Kernels::dots_i4 reads them. Uneven items do not lose by rounding as if by chance, be it
+// that they have a few large factors beside many that become zero, which is all that they may be
+// searched for, or that they have few: their scores are to be taken from the items themselves.
 class CoarseItems {
  public:
   CoarseItems(MatrixView<const std::int8_t> bytes, int num_threads)
       : row_bytes_(padded((bytes.cols + 1) / 2, vector_bytes())) {
     constexpr std::int64_t kItemsPerTask = 4096;
     const std::int64_t n_tasks = (bytes.rows + kItemsPerTask - 1) / kItemsPerTask;
-    std::vector<std::int32_t> largest(static_cast<std::size_t>(n_tasks));
+    std::vector<float> largest(static_cast<std::size_t>(n_tasks));
+    std::vector<std::vector<std::int32_t>> uneven(static_cast<std::size_t>(n_tasks));
     std::uint8_t* rows = rows_.data(bytes.rows * row_bytes_);
     parallel_for(n_tasks, num_threads, [&](std::int64_t task, int) {
       const std::int64_t end = std::min(bytes.rows, (task + 1) * kItemsPerTask);
-      std::int32_t most = 0;
-      for (std::int64_t i = task * kItemsPerTask; i < end; ++i)
-        most = std::max(most, pack(bytes.row_view(i), rows + i * row_bytes_));
+      float most = 0.0F;
+      for (std::int64_t i = task * kItemsPerTask; i < end; ++i) {
+        const Left left = pack(bytes.row_view(i), rows + i * row_bytes_);
+        if (left.is_uneven()) {
+          uneven[static_cast<std::size_t>(task)].push_back(static_cast<std::int32_t>(i));
+        } else {
+          most = std::max(most, left.variance());
+        }
+      }
       largest[static_cast<std::size_t>(task)] = most;
     });
-    for (const std::int32_t squares : largest)
-      variance_ = std::max(variance_, static_cast<float>(squares) / static_cast<float>(bytes.cols));
+    variance_ = *std::max_element(largest.begin(), largest.end());
+    for (const std::vector<std::int32_t>& ids : uneven)
+      uneven_.insert(uneven_.end(), ids.begin(), ids.end());
   }
 
-  // The largest mean square, of any item, of what rounding leaves: about 24.
+  // Ids of the uneven items among n from i on, ascending.
+  VectorView<const std::int32_t> uneven(std::int64_t i, std::int64_t n) const {
+    const auto begin = std::lower_bound(uneven_.begin(), uneven_.end(), i);
+    const auto end = std::lower_bound(begin, uneven_.end(), i + n);
+    return {uneven_.data() + (begin - uneven_.begin()), end - begin};
+  }
+
+  // The largest mean square, of any other item, of what rounding leaves of factors: about 24.
   float variance() const { return variance_; }
   const std::uint8_t* row(std::int64_t i) const { return rows_.data() + i * row_bytes_; }
   std::int64_t row_bytes() const { return row_bytes_; }
@@ -52,37 +71,58 @@ class CoarseItems {
   }
 
  private:
-  // Returns the sum of the squares of what rounding leaves.
-  static std::int32_t pack(VectorView<const std::int8_t> bytes, std::uint8_t* out) {
+  // Sums of the squares of what rounding leaves: of all factors, and of those that become zero; and
+  // how many factors were not zero before.
+  struct Left {
+    std::int64_t squares = 0;
+    std::int64_t by_zeros = 0;
+    std::int64_t n_factors = 0;
+
+    float variance() const {
+      return static_cast<float>(squares) / static_cast<float>(std::max<std::int64_t>(1, n_factors));
+    }
+    bool is_uneven() const {
+      constexpr float kMostVariance = 40.0F;
+      return 5 * by_zeros > 3 * squares || variance() > kMostVariance;
+    }
+  };
+
+  static Left pack(VectorView<const std::int8_t> bytes, std::uint8_t* out) {
     const std::int64_t n = vector_bytes();
     std::uint8_t codes[2 * kMaxLanes * sizeof(float)];
-    std::int32_t squares = 0;
+    Left left;
     for (std::int64_t j = 0; j < bytes.size; j += 2 * n, out += n) {
       const std::int64_t n_codes = std::min(2 * n, bytes.size - j);
-      squares += round(bytes.data + j, n_codes, codes);
+      const Left mine = round(bytes.data + j, n_codes, codes);
+      left.squares += mine.squares;
+      left.by_zeros += mine.by_zeros;
+      left.n_factors += mine.n_factors;
       std::fill(codes + n_codes, codes + 2 * n, std::uint8_t{0});
       for (std::int64_t t = 0; t < n; ++t)
         out[t] = static_cast<std::uint8_t>(codes[t] | codes[n + t] << 4);
     }
-    return squares;
+    return left;
   }
 
   // In sixteen bits, so that compilers widen the loop: 241 / 4096 is a 17th to what is below 255.
-  static std::int32_t round(const std::int8_t* bytes, std::int64_t n, std::uint8_t* codes) {
+  static Left round(const std::int8_t* bytes, std::int64_t n, std::uint8_t* codes) {
     static_assert(kCoarseStep == 17 && kCoarseZero == 7);
-    std::int32_t squares = 0;
+    std::int32_t squares = 0, by_zeros = 0, n_factors = 0;
     for (std::int64_t t = 0; t < n; ++t) {
       const auto above = static_cast<std::uint16_t>(bytes[t] + 127);
       const auto code = static_cast<std::uint16_t>(static_cast<std::uint16_t>(above * 241U) >> 12);
       const auto left = static_cast<std::int16_t>(above - kCoarseStep * code - kCoarseStep / 2);
       codes[t] = static_cast<std::uint8_t>(code);
       squares += left * left;
+      by_zeros += code == kCoarseZero ? left * left : 0;
+      n_factors += bytes[t] != 0;
     }
-    return squares;
+    return {squares, by_zeros, n_factors};
   }
 
   std::int64_t row_bytes_;
   AlignedArray<std::uint8_t> rows_;
+  std::vector<std::int32_t> uneven_;
   float variance_ = 0.0F;
 };
 
@@ -97,12 +137,15 @@ class CoarseItemsInUse {
   const CoarseItems* get(int num_threads) const {
     constexpr std::int64_t kLeastBytes = 1 << 22;
     constexpr int kPassesBefore = 16;
+    constexpr std::int64_t kItemsPerUneven = 64;  // with more, a pass over bytes is as fast
     if (bytes_.data == nullptr || kernels().dots_i4 == nullptr) return nullptr;
     if (bytes_.rows * bytes_.cols < kLeastBytes) return nullptr;
     if (n_passes_ < kPassesBefore && n_passes_++ < kPassesBefore) return nullptr;
     std::call_once(made_, [&] {
       try {
-        items_ = std::make_unique<CoarseItems>(bytes_, num_threads);
+        auto items = std::make_unique<CoarseItems>(bytes_, num_threads);
+        if (items->uneven(0, bytes_.rows).size <= bytes_.rows / kItemsPerUneven)
+          items_ = std::move(items);
       } catch (const std::bad_alloc&) {
         items_ = nullptr;  // searches go on without
       }
@@ -133,7 +176,12 @@ class CoarseQuery {
     }
     std::int8_t* values = values_.data(2 * items.row_bytes());
     const float scale = largest / 127.0F;
-    if (!(scale > 0.0F) || !std::isfinite(squares)) return;  // all zero: every score is a tie
+    if (!(scale > 0.0F)) return;  // all zero: every score is a tie
+    if (!(squares > 1e-30F && squares < 1e30F)) {
+      // What follows would come to zero or infinity: bounds that make no answer sure.
+      shift_ = std::numeric_limits<float>::max();
+      return;
+    }
     std::int32_t sum = 0;
     for (std::int64_t j = 0; j < d; ++j) {
       const long value = std::lround(query[j] / scale);

@@ -42,6 +42,8 @@ class FewQueries {
       const CoarseQuery& codes = coarse_queries_[at];
       k.dots_i4(coarse_->row(i), &compact_.scales[i], n, codes.values(), codes.scale(),
                 codes.shift(), coarse_->row_bytes(), scores);
+      for (const std::int32_t item : coarse_->uneven(i, n))
+        k.dots(items_.row(item), 1, query, items_.cols, &scores[item - i]);
     } else if (compact_.bytes.data != nullptr) {
       const WholeQuery& codes = whole_queries_[at];
       k.dots_i8(compact_.bytes.row(i), &compact_.scales[i], n, codes.values(), codes.scale(),
