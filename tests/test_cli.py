@@ -421,6 +421,16 @@ def test_demo_repairs_its_cache(capsys, tmp_path):
     assert small_demo(capsys, tmp_path).err == ""
 
 
+def test_demo_uses_a_cache_that_another_installation_made(capsys, tmp_path):
+    small_demo(capsys, tmp_path)
+    [config] = tmp_path.glob("*/config.json")
+    stored = json.loads(config.read_text())
+    config.write_text(json.dumps(stored | {"model": str(tmp_path / "removed")}))
+    found = small_demo(capsys, tmp_path, ["sort a list"])
+    assert found.err == ""
+    assert "sort.a.list" in found.out
+
+
 def test_demo_does_without_a_cache(capsys, tmp_path):
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")

@@ -8,6 +8,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,6 +33,7 @@ MODEL = Path(__file__).parent
 """Folder of the packaged cross-encoder: ``model.onnx`` and ``tokenizer.json``."""
 
 MAX_LENGTH = 64  # tokens of a pair: what the items are cut for
+SETTINGS = Settings(str(MODEL), MAX_LENGTH)
 EXACT = "exact.npy"
 
 
@@ -108,7 +110,8 @@ def open_index(
     if folder is not None and not rebuild:
         try:
             if folder.is_dir():
-                return read_folder(folder, device="cpu")
+                # The model is the one that names the folder, but may have lain elsewhere.
+                return replace(read_folder(folder, device="cpu"), settings=SETTINGS)
         except (OSError, ValueError) as error:  # an IndexFileError is a ValueError
             say(f"the cache cannot be used: {error}")
     built = _build(items, n_queries, per_query, num_threads, say)
@@ -126,7 +129,6 @@ def _build(
     items: Sequence[Item], n_queries: int, per_query: int, num_threads: int | None, say: Say
 ) -> IndexFolder:
     texts = [item.text for item in items]
-    settings = Settings(str(MODEL), MAX_LENGTH)
     say(f"first run: latent semantic analysis of {len(items):,} docstrings")
     encoder = fit_encoder(texts)
     queries = training_queries(items, n_queries)
@@ -134,7 +136,7 @@ def _build(
     say(f"scoring {n_pairs:,} of {n_queries * len(items):,} training pairs with the cross-encoder")
     start = time.perf_counter()
     index = train_index(
-        settings.cross_encoder(device="cpu", num_threads=num_threads).bind(texts),
+        SETTINGS.cross_encoder(device="cpu", num_threads=num_threads).bind(texts),
         queries,
         item_embeddings=encoder(texts),
         query_embeddings=encoder(queries),
@@ -144,7 +146,7 @@ def _build(
         progress=True,
     )
     say(f"scored, and the index built, in {time.perf_counter() - start:.0f} s")
-    return IndexFolder(index, [Text(item.id, item.text) for item in items], encoder, settings)
+    return IndexFolder(index, [Text(item.id, item.text) for item in items], encoder, SETTINGS)
 
 
 def exact_scores(
