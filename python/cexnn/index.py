@@ -157,7 +157,8 @@ class Index(IndexFacts, SearchableIndex):
 
         On the CPU an index as int8 of millions of factors that is much in use, by few queries at
         a time, makes itself a copy in four bits, half a byte more for each factor, and scans that:
-        the scores that it gives are bounds, which an item beats once in a million times.
+        the scores that it gives are bounds, which an item beats once in a million times. Items that
+        four bits cannot hold are scored by their factors; where they are many, it makes no copy.
 
         Parameters
         ----------
