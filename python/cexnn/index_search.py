@@ -228,28 +228,27 @@ class SearchableIndex:
         return _timed(result, started, pace)
 
     def session(
-        self, n_queries: int, *, pairs_device: str = "cpu", **options: Unpack[SearchOptions]
+        self,
+        n_queries: int,
+        *,
+        k: int = 10,
+        budget: int = 100,
+        rounds: int | str = 5,
+        query_embeddings: Any = None,
+        first: Any = None,
+        exclude: Any = None,
+        only: Any = None,
+        update: str = "calibrated",
+        mix: float = 0.0,
+        stop: str | None = None,
+        num_threads: int | None = None,
+        pairs_device: str = "cpu",
     ) -> Session:
         """Start a search whose scoring is left to the caller: `Session.ask`, `Session.tell`.
 
-        Parameters
-        ----------
-        n_queries : int
-            How many queries.
-        pairs_device : {"cpu", "cuda"}
-            With ``"cuda"``, for an index there, `ask` returns arrays on the device, and scores told
-            from there stay there; see `cexnn.device_session`.
-        **options
-            The options of `search` from ``k`` to ``num_threads``.
-
-        Returns
-        -------
-        Session
-
-        Raises
-        ------
-        ValueError
-            A bad argument, named.
+        Parameters are those of `search`, and ``pairs_device``: with ``"cuda"``, for an index
+        there, `ask` returns arrays on the device, and scores told from there stay there; see
+        `cexnn.device_session`.
 
         Examples
         --------
@@ -263,7 +262,23 @@ class SearchableIndex:
         >>> session.result().ids
         array([[0]], dtype=int32)
         """
-        return start_session(self._items, n_queries, None, pairs_device=pairs_device, **options)
+        return start_session(
+            self._items,
+            n_queries,
+            None,
+            pairs_device=pairs_device,
+            k=k,
+            budget=budget,
+            rounds=rounds,
+            query_embeddings=query_embeddings,
+            first=first,
+            exclude=exclude,
+            only=only,
+            update=update,
+            mix=mix,
+            stop=stop,
+            num_threads=num_threads,
+        )
 
     def _pairs_device(self, scorer: Scorer, pace: Pace | None, trace: bool) -> str:
         """Where a search's pairs are asked for: a deadline and a trace look at each of them."""
