@@ -24,6 +24,7 @@ __all__ = ["QueryModel", "default_query_model", "fit_query_model"]
 FloatArray = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
+LOSS_TOLERANCE = 1e-7  # of its size: some 1e-7 nats a score, where choices take 1e-3
 MAX_MODEL_SCORES = 128  # of one query, to fit the variances
 ROUNDING = 1e-13  # of a matrix's trace
 WORK = 96  # numbers of LAPACK's workspace, for three columns
@@ -134,15 +135,24 @@ def fit_query_model(
     names = ("factor_variance", "prior_scale_variance", "shift_variance", "noise_variance")
     origin = np.log([getattr(start, name) for name in names])
 
+    def lean(shift: Wide) -> float:  # to the start, worth few scores
+        return 0.125 * float(shift @ shift)
+
     def loss(shift: Wide) -> tuple[float, Wide]:
         likelihood, slope = _negative_log_likelihood(np.exp(origin + shift), systems, starts)
-        lean = 0.125 * float(shift @ shift)  # to the start, worth few scores
-        return likelihood + lean, slope + 0.25 * shift
+        return likelihood + lean(shift), slope + 0.25 * shift
 
     bounds = [(-7.0, 7.0)] * len(names)
-    found = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B", bounds=bounds)
+    found = minimize(
+        loss,
+        np.zeros(len(names)),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options={"ftol": LOSS_TOLERANCE},
+    )
     variances = dict(zip(names, map(float, np.exp(origin + found.x)), strict=True))
-    likelihood, _ = _negative_log_likelihood(np.exp(origin + found.x), systems, starts)
+    likelihood = float(found.fun) - lean(found.x)
     return replace(start, **variances), likelihood / sum(sizes)
 
 
