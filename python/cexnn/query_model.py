@@ -24,7 +24,6 @@ __all__ = ["QueryModel", "default_query_model", "fit_query_model"]
 FloatArray = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
-LOSS_TOLERANCE = 1e-7  # of its size: some 1e-7 nats a score, where choices take 1e-3
 MAX_MODEL_SCORES = 128  # of one query, to fit the variances
 ROUNDING = 1e-13  # of a matrix's trace
 WORK = 96  # numbers of LAPACK's workspace, for three columns
@@ -143,14 +142,7 @@ def fit_query_model(
         return likelihood + lean(shift), slope + 0.25 * shift
 
     bounds = [(-7.0, 7.0)] * len(names)
-    found = minimize(
-        loss,
-        np.zeros(len(names)),
-        jac=True,
-        method="L-BFGS-B",
-        bounds=bounds,
-        options={"ftol": LOSS_TOLERANCE},
-    )
+    found = minimize(loss, np.zeros(len(names)), jac=True, method="L-BFGS-B", bounds=bounds)
     variances = dict(zip(names, map(float, np.exp(origin + found.x)), strict=True))
     likelihood = float(found.fun) - lean(found.x)
     return replace(start, **variances), likelihood / sum(sizes)
