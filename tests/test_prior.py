@@ -101,3 +101,17 @@ def test_a_map_that_does_not_help_held_out_items_is_zero():
     liked = items @ rng.normal(size=(5, 1))
     liked[1::2] *= -1  # what half of the items teach misleads about the other half
     assert not embedding_map(items, np.ones(60), liked).any()
+
+
+def test_scores_of_any_size_give_the_same_offsets():
+    """Sums over an item's scores pass what 32 bits hold."""
+    generator = np.random.default_rng(0)
+    items = generator.standard_normal((300, 16)).astype(np.float32)
+    liked = 3 * items @ generator.standard_normal(16)
+    scores = generator.standard_normal((60, 16)) @ items.T + liked
+    scores *= 9 / np.abs(scores).max()
+    small, large = (
+        calibrate(dense((scores * size).astype(np.float32)), None, items) for size in (1, 1e36)
+    )
+    assert np.abs(small.item_offsets).max() > 1
+    np.testing.assert_allclose(large.item_offsets / 1e36, small.item_offsets, rtol=1e-4, atol=1e-4)

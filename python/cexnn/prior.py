@@ -227,8 +227,8 @@ def _normal_equations(
     gram, right = np.zeros((n_dims, n_dims)), np.zeros((n_dims, sums.shape[1]))
     for start in range(0, len(items), 1024):
         part = items[start : start + 1024]
-        rows = np.float32(unit) * embeddings[part]
-        weighted = np.sqrt(counts[part, None], dtype=np.float32) * rows
+        rows = unit * embeddings[part].astype(np.float64)
+        weighted = (np.sqrt(counts[part, None]) * rows).astype(np.float32)  # of some size 1
         gram += weighted.T @ weighted  # of one array: half the work
-        right += rows.T @ sums[part].astype(np.float32)
+        right += rows.T @ sums[part]  # of any size
     return gram, right
