@@ -594,8 +594,8 @@ def test_cuda_takes_what_cannot_be_packed_there_from_the_host(cuda_runtime, capl
     assert not WatchedMemory.arrays
 
 
-def test_cuda_finds_no_memory_and_halves(cuda_runtime, monkeypatch):
-    expected = encoder().bind(ITEMS)(QUERIES, ROWS, IDS)
+def leave_little_memory(monkeypatch):
+    """Let the device have room for batches of few pairs only."""
     empty = WatchedMemory.empty
 
     def too_small(memory, shape, dtype):
@@ -604,6 +604,11 @@ def test_cuda_finds_no_memory_and_halves(cuda_runtime, monkeypatch):
         return empty(memory, shape, dtype)
 
     monkeypatch.setattr(WatchedMemory, "empty", too_small)
+
+
+def test_cuda_finds_no_memory_and_halves(cuda_runtime, monkeypatch):
+    expected = encoder().bind(ITEMS)(QUERIES, ROWS, IDS)
+    leave_little_memory(monkeypatch)
     scores = encoder(device="cuda").bind(ITEMS)(QUERIES, ROWS, IDS)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-6)
 
@@ -720,14 +725,7 @@ def test_cuda_pairs_of_several_threads(cuda_runtime):
 
 def test_cuda_pairs_find_no_memory_and_are_halved(cuda_runtime, monkeypatch, caplog):
     expected = encoder().bind(ITEMS)(QUERIES, ROWS, IDS)
-    empty = WatchedMemory.empty
-
-    def too_small(memory, shape, dtype):
-        if np.prod(shape) > 130:
-            raise MemoryError("cudaMalloc: no room for 9 bytes")
-        return empty(memory, shape, dtype)
-
-    monkeypatch.setattr(WatchedMemory, "empty", too_small)
+    leave_little_memory(monkeypatch)
     with caplog.at_level(logging.WARNING):
         scores = encoder(device="cuda").bind(ITEMS)(QUERIES, *there(ROWS, IDS))
     np.testing.assert_allclose(scores.numpy(), expected, rtol=0, atol=1e-6)
