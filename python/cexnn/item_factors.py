@@ -77,6 +77,11 @@ class FactorMaker:
         return FORMS[:-1] if self._items is not None else ("transductive",)
 
     @property
+    def n_dims(self) -> int | None:
+        """Of the embeddings; None without."""
+        return None if self._items is None else self._items.shape[1]
+
+    @property
     def regularization(self) -> tuple[float, float]:
         """What the factorisation uses for queries and for items."""
         return self._transductive.regularization
