@@ -56,7 +56,8 @@ struct Kernels {
                          const std::int32_t* panel, const float* query_scales,
                          std::int64_t n_vectors, std::int64_t n_pairs, Ahead ahead, float* out);
   // Writes the positions, ascending, where scores[i * n + q] + offsets[i] > bars[q], for i below
-  // n_items and n as above, and returns how many there are; offsets may be null.
+  // n_items and n as above, and returns how many there are; offsets may be null. `positions` has
+  // room for all, whatever lies behind those that are written.
   std::int64_t (*above_bars)(const float* scores, const float* offsets, std::int64_t n_items,
                              const float* bars, std::int64_t n_vectors, std::int32_t* positions);
   // The same for one query: where scores[i] + offsets[i] > bar.
