@@ -30,6 +30,7 @@ constexpr std::int64_t kQueriesPerBlock = 256;
 constexpr std::int64_t kItemsPerTile = 256;
 constexpr std::int64_t kItemsPerTask = 16 * kItemsPerTile;
 constexpr std::int64_t kItemsPerBatchTask = 1024;  // they take longer: threads share more evenly
+constexpr std::int64_t kRankedPerThread = 8;       // queries: fewer are not worth a thread
 
 // Packed dot products differ in the last bits from those of one query, and those of compact items
 // by their rounding. More candidates than wanted are kept and ranked as one query ranks the factors
@@ -83,6 +84,24 @@ class ItemScan {
     }
   };
 
+  // What a thread needs to score panels: a tile of items, room for the scores of a few of them, and
+  // the bars of each answer's queries, side by side. None beats the bar of a lane without a query.
+  struct PanelRoom {
+    PanelRoom(PanelTile items, const Panels& panels, std::int64_t n_answers)
+        : tile(std::move(items)),
+          scores(static_cast<std::size_t>(2 * kernels().lanes * kItemsAtOnce)),
+          bars(static_cast<std::size_t>(n_answers * panels.n_lanes()), kInfinity) {
+      for (std::int64_t a = 0; a < n_answers; ++a)
+        for (const Panel& panel : panels)
+          std::fill_n(bars.begin() + a * panels.n_lanes() + panel.first, panel.n_queries,
+                      -kInfinity);
+    }
+
+    PanelTile tile;
+    std::vector<float> scores;
+    std::vector<float> bars;
+  };
+
   void answer(const Block& block, int num_threads, MatrixView<std::int32_t> ids_out,
               MatrixView<float> approx_out) const {
     std::int64_t n_excluded = 0;
@@ -121,17 +140,28 @@ class ItemScan {
     const bool alone = compact_.empty() && block.n_queries <= few_queries(compact_);
     const std::int64_t n_kept = alone ? k : with_spare(k, compact_);
     std::vector<TopK> best = scan(block, compact_, nullptr, n_kept, num_threads);
-    for (std::int64_t e = 0; e < n_answers * block.n_queries; ++e) {
+    std::vector<std::uint8_t> unsure(best.size());  // not bool: threads would share its bytes
+    const std::int64_t n_found = n_answers * block.n_queries;
+    const auto n_threads = static_cast<int>(
+        std::min<std::int64_t>(num_threads, (n_found + kRankedPerThread - 1) / kRankedPerThread));
+    parallel_for(n_found, n_threads, [&](std::int64_t e, int) {
       const std::int64_t q = e % block.n_queries, row = block.first + q, a = e / block.n_queries;
-      const bool counted = counts_offsets(block.ranking, a);
       std::vector<Candidate> found = best[static_cast<std::size_t>(e)].finish();
-      if (!alone && !candidates_.rank_alone(block.queries.row(row), k, n_kept, counted, found)) {
-        const Ranking ranking = counted ? Ranking::with_offsets : Ranking::without_offsets;
-        const Block again{block.queries, row, 1, block.excluded, ranking};
-        found = scan(again, {}, nullptr, k, num_threads)[0].finish();
-      }
+      unsure[static_cast<std::size_t>(e)] =
+          !alone && !candidates_.rank_alone(block.queries.row(row), k, n_kept,
+                                            counts_offsets(block.ranking, a), found);
       const std::int64_t out = n_answers * row + a;
       write(found, ids_out.row_view(out), approx_out.row_view(out));
+    });
+    for (std::int64_t e = 0; e < n_found; ++e) {
+      if (unsure[static_cast<std::size_t>(e)] == 0) continue;
+      const std::int64_t row = block.first + e % block.n_queries, a = e / block.n_queries;
+      const Ranking ranking =
+          counts_offsets(block.ranking, a) ? Ranking::with_offsets : Ranking::without_offsets;
+      const Block again{block.queries, row, 1, block.excluded, ranking};
+      const std::int64_t out = n_answers * row + a;
+      write(scan(again, {}, nullptr, k, num_threads)[0].finish(), ids_out.row_view(out),
+            approx_out.row_view(out));
     }
   }
 
@@ -150,21 +180,20 @@ class ItemScan {
         std::max<std::int64_t>(1, std::min<std::int64_t>(num_threads, n_tasks)));
     const auto n_answers = static_cast<std::size_t>(answers_of(block.ranking) * block.n_queries);
     std::vector<std::vector<TopK>> best(n_threads, std::vector<TopK>(n_answers, TopK(n_kept)));
-    const std::int64_t n_scores = few ? kItemsPerTile : 2 * kernels().lanes * (kItemsAtOnce + 1);
-    std::vector<std::vector<float>> scores(n_threads,
-                                           std::vector<float>(static_cast<std::size_t>(n_scores)));
-    std::vector<PanelTile> tiles(few ? 0 : n_threads, PanelTile(items_, from, panels.size()));
+    std::vector<std::vector<float>> scores(few ? n_threads : 0, std::vector<float>(kItemsPerTile));
+    std::vector<PanelRoom> rooms(
+        few ? 0 : n_threads,
+        PanelRoom(PanelTile(items_, from, panels.size()), panels, answers_of(block.ranking)));
     const FewQueries alone({block.queries.row(block.first), few ? block.n_queries : 0, items_.cols},
                            items_, from, coarse);
     parallel_for(n_tasks, static_cast<int>(n_threads), [&](std::int64_t task, int thread) {
       std::vector<TopK>& mine = best[static_cast<std::size_t>(thread)];
-      float* room = scores[static_cast<std::size_t>(thread)].data();
       const std::int64_t begin = task * per_task, end = std::min(items_.rows, begin + per_task);
       if (few) {
-        scan_few(block, alone, begin, end, room, mine);
+        scan_few(block, alone, begin, end, scores[static_cast<std::size_t>(thread)].data(), mine);
       } else {
-        scan_panels(panels, block, begin, end, per_tile, tiles[static_cast<std::size_t>(thread)],
-                    room, mine);
+        scan_panels(panels, block, begin, end, per_tile, rooms[static_cast<std::size_t>(thread)],
+                    mine);
       }
     });
     for (std::size_t e = 0; e < n_answers; ++e)
@@ -196,39 +225,38 @@ class ItemScan {
   }
 
   void scan_panels(const Panels& panels, const Block& block, std::int64_t begin, std::int64_t end,
-                   std::int64_t per_tile, PanelTile& tile, float* scores,
-                   std::vector<TopK>& best) const {
+                   std::int64_t per_tile, PanelRoom& room, std::vector<TopK>& best) const {
     for (std::int64_t t = begin; t < end; t += per_tile) {
       const std::int64_t tile_end = std::min(end, t + per_tile);
-      tile.load(t, tile_end);
+      room.tile.load(t, tile_end);
       for (const Panel& panel : panels) {
         for (std::int64_t i = t; i < tile_end; i += kItemsAtOnce) {
           const std::int64_t n = std::min(kItemsAtOnce, tile_end - i);
-          tile.dots(panel, i, n, scores);
+          room.tile.dots(panel, i, n, room.scores.data());
           for (std::int64_t a = 0; a < answers_of(block.ranking); ++a)
-            offer_panel(panel, block, counts_offsets(block.ranking, a), i, n, scores,
+            offer_panel(panel, block, counts_offsets(block.ranking, a), i, n, room.scores.data(),
+                        room.bars.data() + a * panels.n_lanes() + panel.first,
                         best.data() + a * block.n_queries + panel.first);
         }
       }
     }
   }
 
-  // The panel's dot products with n items from i on; room for its bars lies behind them.
+  // The panel's dot products with n items from i on; `bars` are those of `best`.
   void offer_panel(const Panel& panel, const Block& block, bool counted, std::int64_t i,
-                   std::int64_t n, float* scores, TopK* best) const {
+                   std::int64_t n, const float* scores, float* bars, TopK* best) const {
     std::int32_t positions[kItemsAtOnce * 2 * kMaxLanes];
-    const auto width = static_cast<std::uint32_t>(panel.n_vectors * kernels().lanes);
-    float* bars = scores + width * kItemsAtOnce;
-    std::fill_n(bars, width, kInfinity);
-    for (std::int64_t q = 0; q < panel.n_queries; ++q) bars[q] = best[q].bar();
+    const auto width = static_cast<unsigned>(panel.n_vectors * kernels().lanes);
+    const int shift = __builtin_ctz(width);  // a power of two
     const std::int64_t n_above = kernels().above_bars(scores, candidates_.offsets_from(i, counted),
                                                       n, bars, panel.n_vectors, positions);
     for (std::int64_t at = 0; at < n_above; ++at) {
-      const auto position = static_cast<std::uint32_t>(positions[at]);  // 32 bits divide faster
-      const std::int64_t item = i + position / width, q = position % width;
+      const std::int32_t position = positions[at];
+      const std::int64_t item = i + (position >> shift), q = position & (width - 1);
       best[q].offer({scores[position] + candidates_.offset_of(item, counted),
                      static_cast<std::int32_t>(item)},
                     block.mask(panel.first + q));
+      bars[q] = best[q].bar();
     }
   }
 

@@ -55,6 +55,7 @@ class Panels {
          std::int64_t n_queries, bool whole) {
     const std::int64_t d = queries.cols, n_padded = (n_queries + lanes - 1) / lanes * lanes;
     const std::int64_t n_pairs = (d + 1) / 2;
+    n_lanes_ = n_padded;
     floats_.resize(static_cast<std::size_t>(whole ? 0 : n_padded * d));
     pairs_.resize(static_cast<std::size_t>(whole ? n_padded * n_pairs : 0));
     scales_.resize(static_cast<std::size_t>(whole ? n_padded : 0));
@@ -77,6 +78,7 @@ class Panels {
   }
 
   std::int64_t size() const { return static_cast<std::int64_t>(panels_.size()); }
+  std::int64_t n_lanes() const { return n_lanes_; }  // of all panels
   std::vector<Panel>::const_iterator begin() const { return panels_.begin(); }
   std::vector<Panel>::const_iterator end() const { return panels_.end(); }
 
@@ -93,6 +95,7 @@ class Panels {
     return query.scale();
   }
 
+  std::int64_t n_lanes_;
   std::vector<float> floats_;
   std::vector<std::int32_t> pairs_;
   std::vector<float> scales_;

@@ -1,6 +1,8 @@
 #include "../searcher.hpp"
 
 #include <algorithm>
+#include <array>
+#include <numeric>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -12,6 +14,20 @@
 
 namespace cexnn::cpu {
 namespace {
+
+// By their bytes, the lowest first: std::sort mispredicts every other comparison, and took a
+// thirtieth of a batch's time for 300 ids of each query.
+void sort_ids(std::vector<std::int32_t>& ids, std::int64_t n_items,
+              std::vector<std::int32_t>& spare) {
+  spare.resize(ids.size());
+  for (int shift = 0; (n_items - 1) >> shift > 0; shift += 8) {
+    std::array<std::size_t, 257> ends{};
+    for (const std::int32_t id : ids) ++ends[((id >> shift) & 255) + 1];
+    std::partial_sum(ends.begin(), ends.end(), ends.begin());
+    for (const std::int32_t id : ids) spare[ends[(id >> shift) & 255]++] = id;
+    ids.swap(spare);
+  }
+}
 
 class CpuSearchState final : public SearchState {
  public:
@@ -81,12 +97,13 @@ class CpuSearcher final : public Searcher {
         ids_out.cols != approx_out.cols)
       throw std::invalid_argument("ids_out: expected k for each query and ranking");
     if (ids_out.cols == 0) return;
+    std::vector<std::int32_t> spare;
     std::vector<std::vector<std::int32_t>> excluded(static_cast<std::size_t>(queries.rows));
     for (std::int64_t q = 0; q < queries.rows; ++q) {
       const VectorView<const std::int32_t> ids = seen.row_indices(q);
       std::vector<std::int32_t>& sorted = excluded[static_cast<std::size_t>(q)];
       sorted.assign(ids.begin(), ids.end());
-      std::sort(sorted.begin(), sorted.end());
+      sort_ids(sorted, items_.rows, spare);
     }
     scan_.run(queries, excluded, ranking, num_threads, ids_out, approx_out);
   }

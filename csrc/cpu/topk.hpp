@@ -79,8 +79,12 @@ class TopK {
   // call, is sorted.
   void offer(Candidate candidate, VectorView<const std::int32_t> excluded) {
     if (!(candidate.score > bar_)) return;  // an equal score comes with a larger id
-    while (n_passed_ < excluded.size && excluded[n_passed_] < candidate.id) ++n_passed_;
-    if (n_passed_ < excluded.size && excluded[n_passed_] == candidate.id) return;
+    if (candidate.id >= next_excluded_) {
+      while (n_passed_ < excluded.size && excluded[n_passed_] < candidate.id) ++n_passed_;
+      next_excluded_ = n_passed_ < excluded.size ? excluded[n_passed_]
+                                                 : std::numeric_limits<std::int32_t>::max();
+      if (next_excluded_ == candidate.id) return;
+    }
     keep(key_of(candidate));
   }
 
@@ -93,8 +97,8 @@ class TopK {
 
   // The best, in order; fewer than k if fewer were offered.
   std::vector<Candidate> finish() {
+    if (keys_.size() > k_) cut();
     std::sort(keys_.begin(), keys_.end(), std::greater<std::uint64_t>());
-    if (keys_.size() > k_) keys_.resize(k_);
     std::vector<Candidate> best(keys_.size());
     std::transform(keys_.begin(), keys_.end(), best.begin(), candidate_of);
     return best;
@@ -104,9 +108,13 @@ class TopK {
   void keep(std::uint64_t key) {
     keys_.push_back(key);
     if (keys_.size() < capacity_) return;
+    cut();
+    bar_ = candidate_of(*std::min_element(keys_.begin(), keys_.end())).score;
+  }
+
+  void cut() {
     move_largest_to_front(keys_, k_, spare_);
     keys_.resize(k_);
-    bar_ = candidate_of(*std::min_element(keys_.begin(), keys_.end())).score;
   }
 
   std::size_t k_ = 0;
@@ -115,6 +123,7 @@ class TopK {
   std::vector<std::uint64_t> keys_;
   std::vector<std::uint64_t> spare_;
   std::int64_t n_passed_ = 0;  // of the excluded ids: below the last one offered
+  std::int32_t next_excluded_ = 0;
 };
 
 }  // namespace cexnn::cpu
