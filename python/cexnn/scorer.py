@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -46,7 +47,7 @@ class Scorer(Protocol):
     such a one, where its batches are packed on the device.
     """
 
-    def __call__(self, queries: Sequence[Any], rows: IdArray, items: IdArray) -> FloatArray:
+    def __call__(self, queries: Any, rows: IdArray, items: IdArray, /) -> Any:
         """Score the pairs (``queries[rows[j]]``, item number ``items[j]``).
 
         Parameters
@@ -58,8 +59,10 @@ class Scorer(Protocol):
 
         Returns
         -------
-        (p,) float32
-            One finite score for each pair, in their order; of any library (see `cexnn.arrays`).
+        (p,) float
+            One finite score for each pair, in their order: a list, or an array of any library
+            (see `cexnn.arrays`). Where some pairs could not be scored, NaN for those: that ends
+            the search with a `ScorerError`, and the scores of the others are kept.
         """
         ...
 
@@ -132,6 +135,14 @@ def checked_scores(
     returned: Any, rows: IdArray, items: IdArray, *, allow_missing: bool = False
 ) -> FloatArray:
     """Return what a scorer returned for these pairs, one at least, as scores; see `call_scorer`."""
+    if inspect.iscoroutine(returned):
+        returned.close()
+        raise ScorerError(
+            "the scorer returned a coroutine, which only asearch awaits: elsewhere pass a function "
+            "that runs it to its end, such as lambda *pairs: asyncio.run(scorer(*pairs))",
+            row=int(rows[0]),
+            item=int(items[0]),
+        )
     try:
         scores = as_float32(returned)
     except Exception as error:  # whatever the conversion raises: a tensor with a gradient, say
