@@ -1,5 +1,6 @@
 """What scorers may do wrong, and texts that are not in a list."""
 
+import asyncio
 import pickle
 
 import numpy as np
@@ -37,6 +38,24 @@ def test_what_cannot_become_numbers_is_the_scorers_error():
     with pytest.raises(ScorerError, match="numbers, got WithGradient: .*grad") as caught:
         call_scorer(lambda q, r, i: WithGradient(), ["a", "b"], ROWS, ITEMS)
     assert isinstance(caught.value.__cause__.__cause__, RuntimeError)  # its owner's
+
+
+def test_a_coroutine_is_told_from_numbers():
+    async def scorer(queries, rows, items):
+        return [0.0] * len(rows)
+
+    with pytest.raises(ScorerError, match="coroutine, which only asearch awaits: .*asyncio.run"):
+        call_scorer(scorer, ["a", "b"], ROWS, ITEMS)  # and none is left that was never awaited
+    ran = call_scorer(lambda *pairs: asyncio.run(scorer(*pairs)), ["a", "b"], ROWS, ITEMS)
+    assert ran.tolist() == [0, 0, 0]
+
+
+def test_a_function_of_pairs_is_told_how_scorers_are_called():
+    with pytest.raises(ScorerError, match=r"called with queries, rows and items; PairScorer"):
+        call_scorer(lambda pairs: [0.0] * len(pairs), ["a", "b"], ROWS, ITEMS)
+    with pytest.raises(ScorerError) as caught:
+        call_scorer(lambda q, r, i: len(1), ["a", "b"], ROWS, ITEMS)
+    assert "PairScorer" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

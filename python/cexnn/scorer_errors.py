@@ -106,12 +106,22 @@ class NamingPairs:
             row, item = (int(to_numpy("pairs", n)[0]) for n in (self._rows, self._items))
             raise ScorerError(
                 f"the scorer raised {type(error).__name__} on a call of {len(self._rows)} pairs "
-                f"that starts with query {row}, item {item}: {error}",
+                f"that starts with query {row}, item {item}: {error}{_hint(error)}",
                 row=row,
                 item=item,
             ) from error
         if hasattr(error, "scores"):  # Ctrl-C, say: what it carries was paid for
             error.scores = usable_scores(error.scores, len(self._rows))
+
+
+def _hint(error: Exception) -> str:
+    """Say how scorers are called where that is what went wrong."""
+    if not isinstance(error, TypeError) or "positional argument" not in str(error):
+        return ""
+    return (
+        " (a scorer is called with queries, rows and items; PairScorer makes one of a function of "
+        "text pairs, such as model.predict)"
+    )
 
 
 def as_float32(returned: Any) -> FloatArray:
