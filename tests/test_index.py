@@ -68,6 +68,7 @@ def test_info_says_what_was_learned(world, both):
     assert info["slope"] == pytest.approx(1.0, abs=0.15)
     assert info["query_model"]["offset"] == pytest.approx(-3.0, abs=0.5)
     json.dumps(info)
+    assert repr(both).startswith(f"<Index: {world.n_items} items (0 removed), {both.n_factors} f")
 
 
 def test_item_offsets_are_learned(world, both):

@@ -98,6 +98,7 @@ def test_table(found):
     assert "8.0" in lines[2]
     assert r"a \| b" in lines[3]
     assert "1.000 [1.00, 1.00]" in lines[3]
+    assert str(found) == found.table()
 
 
 def test_json_holds_every_field(found, tmp_path):

@@ -194,6 +194,7 @@ def test_an_encoder_without_embeddings_is_refused(world):
         ({"texts": ["query 4", 5]}, r"^texts\[1\]: expected a text, got int"),
         ({"texts": ["query 4", "\ud800"]}, r"^texts\[1\]: expected valid Unicode, got a lone surr"),
         ({"k": 0}, "^k: expected an integer of at least 1"),
+        ({"budget": 3}, "^rounds: expected at most budget = 3, got 5 .the default is 5"),
         ({"k": 10**30}, "^k: expected an integer from 1 to 2147483647, got 10000"),
         ({"first": [["id-1"], []]}, "^first: expected ids for each of 1 queries, got 2"),
         ({"first": [["nobody"]]}, r"^first\[0\]: expected ids of items, got 'nobody'"),

@@ -21,6 +21,10 @@ class IndexFacts:
 
     _items: ItemsAsTheyAre
 
+    def __repr__(self) -> str:
+        sizes = f"{self.n_items} items ({self.n_removed} removed), {self.n_factors} factors"
+        return f"<{type(self).__name__}: {sizes}, {self.dtype} on {self.device}>"
+
     @property
     def _learned(self) -> Learned:
         return self._items.learned

@@ -63,6 +63,8 @@ class Report:
         """
         return markdown_table(self.rows, self.judged)
 
+    __str__ = table
+
     def _ks(self) -> list[int]:
         return list(dict.fromkeys(row.k for row in self.rows))
 

@@ -44,7 +44,9 @@ def resolve_rounds(rounds: int | str, budget: int, learned: Sequence[tuple[int, 
         return min(20, max(1, budget // 10))
     number = check_int("rounds", rounds, minimum=1)
     if number > budget:
-        raise ValueError(f"rounds: expected at most budget = {budget}, got {number}")
+        raise ValueError(
+            f"rounds: expected at most budget = {budget}, got {number} (the default is 5)"
+        )
     return number
 
 

@@ -134,7 +134,8 @@ def _check_kind(scores: Any, n_queries: int | None, n_items: int | None) -> None
         what = type(scores).__name__
         if isinstance(scores, np.ndarray):
             what = f"a dense array of shape {scores.shape}: store the scored pairs only"
-        raise _fail("a scipy.sparse matrix, such as score_pairs returns", what)
+        made = "coo_array((values, (rows, items)), shape=(n_queries, n_items))"
+        raise _fail(f"a scipy.sparse matrix, such as {made} or score_pairs makes", what)
     if scores.ndim != 2 or max(scores.shape) > MAX_SIZE:
         raise _fail(f"two dimensions of at most {MAX_SIZE}", f"shape {scores.shape}")
     for axis, (name, size) in enumerate((("queries", n_queries), ("items", n_items))):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cexnn.beir import CORPUS, QUERIES
-from cexnn.cli.support import TEXTS, click, read_text_file, refuse
+from cexnn.cli.support import TEXTS, click, device_option, read_text_file, refuse
 from cexnn.cross_encoder import Comparison, CrossEncoder, compare_models
 
 __all__ = ["quantize"]
@@ -19,10 +19,20 @@ __all__ = ["quantize"]
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--queries", type=TEXTS, required=True, help="Queries to compare on.")
 @click.option("--items", type=TEXTS, required=True, help="Items to compare on.")
-@click.option("--precision", type=click.Choice(["int8", "fp16"]), default="int8", show_default=True)
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto")
 @click.option(
-    "--max-length", type=int, default=512, show_default=True, help="Tokens of a pair at most."
+    "--precision",
+    type=click.Choice(["int8", "fp16"]),
+    default="int8",
+    show_default=True,
+    help="What the smaller model computes in: int8 for CPUs, fp16 for GPUs.",
+)
+@device_option
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=4),
+    default=512,
+    show_default=True,
+    help="Tokens of a pair at most.",
 )
 @click.option(
     "--sample",

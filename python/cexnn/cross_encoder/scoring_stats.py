@@ -55,6 +55,6 @@ class Tally:
             n = counts[f"n_truncated_{what}"]
             if n and not getattr(before, f"n_truncated_{what}"):
                 logger.warning(
-                    "%d of %d pairs had %s cut to fit %s=%d; this is said once, stats counts all",
+                    "%d of %d pairs had %s cut to fit %s=%d (said once; CrossEncoder.stats counts)",
                     n, counts["n_pairs"], what, name, limit,
                 )  # fmt: skip
