@@ -11,6 +11,7 @@ import pytest
 from cexnn.engine import ScoringEngine
 from cexnn.index import Index
 from cexnn.retriever import Hit, Retriever
+from cexnn.score_matrix import sample_pairs, score_pairs
 from cexnn.scorer import PairScorer, ScorerError
 
 N = 30
@@ -120,6 +121,38 @@ def test_given_embeddings_replace_the_encoder(index):
     retriever = make(index, encoder=broken)
     [[hit]] = retriever.search(["query 4"], k=1, budget=9, query_embeddings=encoder(["query 4"]))
     assert hit.id == "id-4"
+
+
+@pytest.fixture(scope="module")
+def learned():
+    """An index that was built with scores, too: it knows a mean training query."""
+    queries = [f"query {number}" for number in range(20)]
+    rows, ids = sample_pairs(20, N, 15)
+    scores = score_pairs(PairScorer(closeness, TEXTS), queries, rows, ids, n_items=N)
+    return Index.build(scores, item_embeddings=encoder(TEXTS), query_embeddings=encoder(queries))
+
+
+def test_queries_without_embeddings_are_remarked_on_once(learned, caplog):
+    embeddings = encoder(["query 4"])
+    make(learned).search(["query 4"])
+    make(learned, encoder=None).search(["query 4"], query_embeddings=embeddings)
+    asyncio.run(make(learned, encoder=None).asearch(["query 4"], query_embeddings=embeddings))
+    assert not caplog.records
+    without = make(learned, encoder=None)
+    without.search(["query 4"])
+    asyncio.run(without.asearch(["query 4"]))
+    [record] = caplog.records
+    assert "without an encoder or query_embeddings" in record.getMessage()
+
+
+def test_a_search_may_end_once_its_best_are_likely_found(learned):
+    options = {"k": 1, "budget": 25}
+    full = make(learned).search_rows(["query 4"], **options)
+    found = make(learned).search_rows(["query 4"], stop="confident", **options)
+    assert found.n_calls[0] < full.n_calls[0] == 25
+    assert found.ids.tolist() == full.ids.tolist() == [[4]]
+    awaited = asyncio.run(make(learned).asearch_rows(["query 4"], stop="confident", **options))
+    assert awaited.n_calls.tolist() == found.n_calls.tolist()
 
 
 def test_fewer_hits_than_k_and_no_queries(index):
@@ -303,7 +336,7 @@ def test_searches_on_an_event_loop(index):
     assert 9 in result.trace.rounds[0].items
 
 
-@pytest.mark.parametrize("option", ["excluded", "stop", "progress"])
+@pytest.mark.parametrize("option", ["excluded", "mix", "progress"])
 def test_options_that_there_are_not_are_named_on_an_event_loop(index, option):
     with pytest.raises(TypeError, match=f"unexpected option '{option}'"):
         asyncio.run(make(index).asearch(["query 4"], **{option: None}))

@@ -177,6 +177,20 @@ def test_excluded_items_are_neither_scored_nor_found():
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in expected]
 
 
+def test_searches_open_with_any_retrievers_items():
+    async def conversation(client):
+        first = await client.search(k=3, budget=20, trace=True, first=[IDS[30:32]])
+        plain = await client.search(k=3, budget=20, trace=True, first=[[]])
+        return first, plain, await client.search(first=[["nobody"]])
+
+    *answers, unknown = talk(conversation)
+    rounds = [answer.json()["results"][0]["trace"]["rounds"][0] for answer in answers]
+    first, plain = ([item["id"] for item in one["asked"]] for one in rounds)
+    assert first[:2] == IDS[30:32]
+    assert not set(IDS[30:32]) & set(plain)
+    assert error_of(unknown, 422)["argument"] == "first[0]"
+
+
 def test_others_than_those_named_are_neither_scored_nor_found():
     only = [*IDS[10:40], "nobody", 7]
 
@@ -278,6 +292,7 @@ BAD_BODIES = [
     ({"exclude": [1.5]}, "exclude[0]", "valid"),
     ({"only": ["a"] * 4}, "only", "at most 3, got 4"),
     ({"only": [1.5]}, "only[0]", "valid"),
+    ({"first": [[], ["a"] * 4]}, "first[1]", "at most 3, got 4"),
     ({"query_embeddings": [[1.0]]}, "query_embeddings", "expected shape"),
     ({"query_embeddings": [[1.0], [1.0, 2.0]]}, "query_embeddings", "one length"),
     ({"query_embeddings": [[1e39] * len(WORDS)]}, "query_embeddings", "finite"),

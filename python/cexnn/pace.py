@@ -9,7 +9,7 @@ from typing import Any
 from cexnn.checks import check_float
 from cexnn.engine.rate import Handover, Rate
 
-__all__ = ["Pace", "check_deadline", "make_pace"]
+__all__ = ["Pace", "check_deadline", "left_of", "make_pace"]
 
 _FINISH = 0.003  # seconds kept to put the answer together and hand it over
 _TRIAL = 8  # pairs to learn a scorer's rate from
@@ -91,6 +91,13 @@ def check_deadline(deadline_ms: Any) -> float | None:
     if milliseconds == 0:
         raise ValueError(f"deadline_ms: expected a number above 0, got {deadline_ms!r}")
     return milliseconds
+
+
+def left_of(deadline_ms: float | None, start: float) -> float | None:
+    """Milliseconds left of a deadline, if there is one, that began at this `time.perf_counter`."""
+    if deadline_ms is None:
+        return None
+    return max(1e-3, deadline_ms - (time.perf_counter() - start) * 1e3)
 
 
 def make_pace(deadline_ms: float | None, handover: Handover | None) -> Pace | None:

@@ -33,7 +33,8 @@ class Retriever(SearchableTexts):
         texts of ``items``.
     encoder : callable, optional
         Texts to embeddings: ``encoder(texts)`` is (n, n_dims) float, of the dual encoder that the
-        index was built with. Without it a query starts as the mean training query.
+        index was built with. Without it, and without ``query_embeddings``, a query starts as the
+        mean training query, and finds less; that is logged once.
     items : sequence, optional
         The items in the order of the index: texts, or (id, text) pairs, or objects with the
         attributes ``id`` and ``text``. Ids are hashable and distinct.
@@ -71,7 +72,9 @@ class Retriever(SearchableTexts):
             raise ValueError(f"index: expected an Index, got {type(index).__name__}")
         self._index = index
         self._items = KnownItems(items, index)
-        self._n_dims: int | None = index.info()["embedding_dims"]
+        facts = index.info()
+        self._n_dims: int | None = facts["embedding_dims"]
+        self._unembedded = bool(facts.get("slope") or facts.get("query_map"))
         if encoder is not None and not callable(encoder):
             raise ValueError(f"encoder: expected a callable, got {type(encoder).__name__}")
         if encoder is not None and self._n_dims is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypedDict, Unpack
@@ -14,13 +15,20 @@ from cexnn.checks import check_matrix_for
 from cexnn.index import Index
 from cexnn.items import check_texts, check_unicode
 from cexnn.known_items import Hit, KnownItems
-from cexnn.pace import check_deadline
+from cexnn.pace import check_deadline, left_of
 from cexnn.scorer import Scorer
 from cexnn.search import SearchResult
 
 __all__ = ["AsyncOptions", "SearchableTexts"]
 
 FloatArray = NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
+
+UNEMBEDDED = (
+    "searching without an encoder or query_embeddings, though the index was built with embeddings: "
+    "queries start as the mean training query and find less (said once)"
+)
 
 
 class AsyncOptions(TypedDict, total=False):
@@ -31,6 +39,7 @@ class AsyncOptions(TypedDict, total=False):
     exclude: Iterable[Any]
     only: Iterable[Any] | None
     query_embeddings: Any
+    stop: str | None
     num_threads: int | None
     deadline_ms: float | None
     trace: bool
@@ -53,6 +62,7 @@ class SearchableTexts:
     _items: KnownItems
     _encoder: Callable[[Sequence[str]], Any] | None
     _n_dims: int | None
+    _unembedded: bool  # whether to say so when queries come without embeddings
 
     def search(
         self,
@@ -65,6 +75,7 @@ class SearchableTexts:
         exclude: Iterable[Any] = (),
         only: Iterable[Any] | None = None,
         query_embeddings: Any = None,
+        stop: str | None = None,
         num_threads: int | None = None,
         progress: bool = False,
         deadline_ms: float | None = None,
@@ -93,6 +104,8 @@ class SearchableTexts:
             among few is as fast as over an index of as many.
         query_embeddings : (n_texts, n_dims) float, optional
             Used instead of the encoder.
+        stop : "confident", optional
+            End a query early whose best are likely found; see `Index.search`.
         num_threads : int, optional
             By default the CPUs this process may use.
         progress : bool
@@ -125,6 +138,7 @@ class SearchableTexts:
                 exclude=exclude,
                 only=only,
                 query_embeddings=query_embeddings,
+                stop=stop,
                 num_threads=num_threads,
                 progress=progress,
                 deadline_ms=deadline_ms,
@@ -143,6 +157,7 @@ class SearchableTexts:
         exclude: Iterable[Any] = (),
         only: Iterable[Any] | None = None,
         query_embeddings: Any = None,
+        stop: str | None = None,
         num_threads: int | None = None,
         progress: bool = False,
         deadline_ms: float | None = None,
@@ -172,9 +187,10 @@ class SearchableTexts:
             first=asked.first,
             exclude=asked.exclude,
             only=asked.only,
+            stop=stop,
             num_threads=num_threads,
             progress=progress,
-            deadline_ms=_left(deadline_ms, start),
+            deadline_ms=left_of(deadline_ms, start),
             trace=trace,
         )
         return _timed(result, start)
@@ -225,9 +241,12 @@ class SearchableTexts:
             texts, options.get("first"), options.get("exclude", ()), options.get("only")
         )
         embeddings = options.get("query_embeddings")
-        if embeddings is None and self._encoder is not None:
-            loop = asyncio.get_running_loop()
-            embeddings = await loop.run_in_executor(None, self._embedded, asked.queries)
+        if embeddings is None:
+            if self._encoder is None:
+                embeddings = self._embedded(asked.queries)
+            else:
+                loop = asyncio.get_running_loop()
+                embeddings = await loop.run_in_executor(None, self._embedded, asked.queries)
         result = await self._index.asearch(
             self._scorer,
             asked.queries,
@@ -238,8 +257,9 @@ class SearchableTexts:
             only=asked.only,
             query_embeddings=embeddings,
             rounds=options.get("rounds", 5),
+            stop=options.get("stop"),
             num_threads=options.get("num_threads", 1),
-            deadline_ms=_left(deadline_ms, start),
+            deadline_ms=left_of(deadline_ms, start),
             trace=options.get("trace", False),
         )
         return _timed(result, start)
@@ -263,18 +283,14 @@ class SearchableTexts:
 
     def _embedded(self, queries: list[str]) -> Any:
         if self._encoder is None:
+            if self._unembedded:
+                logger.warning(UNEMBEDDED)
+                self._unembedded = False
             return None
         shape = {"rows": len(queries), "cols": self._n_dims}
         return check_matrix_for(
             self._index.device, "encoder(texts)", self._encoder(queries), **shape
         )
-
-
-def _left(deadline_ms: float | None, start: float) -> float | None:
-    """Milliseconds left of a deadline, if there is one."""
-    if deadline_ms is None:
-        return None
-    return max(1e-3, deadline_ms - (time.perf_counter() - start) * 1e3)
 
 
 def _timed(result: SearchResult, start: float) -> SearchResult:

@@ -32,7 +32,7 @@ LIMITS = {
     "max_query_chars": (4096, "Characters of a query."),
     "max_k": (1000, "Hits for each query."),
     "max_budget": (2000, "Calls of the cross-encoder for each query."),
-    "max_filter_ids": (10000, "Ids that a search request excludes, or searches among."),
+    "max_filter_ids": (10000, "Ids that a search request excludes, searches among, or opens with."),
     "max_deadline_ms": (60000.0, "Milliseconds of a deadline."),
     "max_documents": (1000, "Documents of a rerank request."),
     "max_document_chars": (65536, "Characters of a document."),

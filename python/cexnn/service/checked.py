@@ -48,6 +48,8 @@ def checked_search(body: SearchRequest, limits: Limits) -> Question:
     for name, ids in (("exclude", body.exclude), ("only", body.only)):
         if ids is not None:
             limits.check_count(name, ids, "max_filter_ids")
+    for number, ids in enumerate(body.first or ()):
+        limits.check_count(f"first[{number}]", ids, "max_filter_ids")
     return Question(k, budget, rounds, _matrix(body.query_embeddings))
 
 

@@ -26,7 +26,7 @@ class Limits:
     max_k, max_budget : int
         Of a search request.
     max_filter_ids : int
-        Ids that a search request excludes, or searches among.
+        Ids that a search request excludes, searches among, or opens with for a query.
     max_deadline_ms : float
         The longest deadline, in milliseconds.
     max_body_bytes : int

@@ -78,6 +78,12 @@ class SearchRequest(_Strict):
         "budget is left.",
         examples=[500],
     )
+    first: list[list[ItemId]] | None = Field(
+        default=None,
+        description="For each query the ids of items to open with, best first, from any retriever; "
+        "an empty list leaves the opening to the index.",
+        examples=[None],
+    )
     exclude: list[ItemId] | None = Field(
         default=None,
         description="Ids of items that are neither scored nor found. Ids that no item has are "

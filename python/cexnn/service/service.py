@@ -108,6 +108,7 @@ class Service:
                     question.k,
                     question.budget,
                     rounds=question.rounds,
+                    first=body.first,
                     exclude=body.exclude or (),
                     only=body.only,
                     query_embeddings=question.embeddings,
