@@ -1,12 +1,13 @@
 """How near finding a query's best items comes to one plain read of the factors.
 
 One query, 100 wanted, 300 excluded: the limit is reading the matrix once (the yardstick is NumPy's
-fastest plain read); the peer is faiss' flat index, whose selector excludes the same items, on one
-thread and on two. Rounded factors are held against the same read, of those in single precision; the
-share of queries that get exactly the ids of single precision is told, and the recall of whole
-searches over real scores where ``CEXNN_DATA`` names their folder. A batch reads the matrix once for
-all its queries and is arithmetic: its yardsticks are the same product in BLAS, without finding or
-excluding anything, and the rate of a large square one.
+fastest plain read, on one thread); the peer is faiss' flat index, whose selector excludes the same
+items, on as many threads. ``first`` are a searcher's first passes, ``in_use`` later ones, which
+scan four bits a factor. Rounded factors are held against the same read, of those in single
+precision; the share of queries that get exactly the ids of single precision is told, and the recall
+of whole searches over real scores where ``CEXNN_DATA`` names their folder. A batch reads the matrix
+once for all its queries and is arithmetic: its yardsticks are the same product in BLAS, without
+finding or excluding anything, and the rate of a large square one.
 
 On a CUDA device, from query in to ids out in its memory: one query's yardstick is a copy there that
 moves as many bytes, reading and writing; a batch's are PyTorch's product and top-k, which exclude
@@ -26,6 +27,7 @@ from cexnn import Index, _core, recall
 from cexnn.compact import DTYPES, rounded
 
 K, N_SEEN, N_COMPARED = 100, 300, 200
+N_FIRST = 20  # passes, and some more, that a searcher takes before it makes four-bit codes
 SHAPES = [(1_000_000, 128), (100_000, 256)]
 
 
@@ -64,68 +66,49 @@ def searcher_of(factors, dtype):
     return _core.Searcher(factors, None, *rounded(factors, dtype).native())
 
 
-def bench_one_query(versus, plain_read, factors):
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("passes", ["first", "in_use"])
+@pytest.mark.parametrize("dtype", ["float32", *DTYPES])
+def bench_one_query(versus, tell, plain_read, factors, dtype, passes, num_threads):
+    """Time a searcher's first passes, or those that scan four bits a factor (`Index.astype`)."""
     queries, approx, seen = problem(factors, 1)
-    searcher = _core.Searcher(factors, None)
+    searcher = searcher_of(factors, dtype)
     indptr = np.array([0, N_SEEN])
 
     def run():
-        return searcher.top_items(queries, indptr, seen.ravel(), K, 1)
+        return searcher.top_items(queries, indptr, seen.ravel(), K, num_threads)
 
     ids, found = run()
     check(ids, found, factors, queries, approx, seen)
-    yardsticks = {
-        "plain_read": plain_read(factors),
-        "numpy_product_alone": lambda: factors @ queries[0],
-    }
-    faiss_search = flat_index(factors, queries, seen)
+    yardsticks = {"plain_read": plain_read(factors)}
+    if num_threads == 1:
+        yardsticks["numpy_product_alone"] = lambda: factors @ queries[0]
+    faiss_search = flat_index(factors, queries, seen, num_threads)
     if faiss_search is not None:
         np.testing.assert_array_equal(np.sort(faiss_search()[1][0]), np.sort(ids[0]))
         yardsticks["faiss_flat_with_selector"] = faiss_search
-    versus(run, yardsticks)
+    for _ in range(N_FIRST if passes == "in_use" else 0):
+        run()
+    versus(run, yardsticks, rounds=9)  # with the check eleven passes
+    if passes == "in_use" and num_threads == 1:
+        tell(share_of_equal_ids=share_of_equal_ids(searcher, factors))
 
 
-def bench_one_query_two_threads(versus, factors):
-    faiss = pytest.importorskip("faiss", reason="the peer: pip install faiss-cpu")
-    queries, approx, seen = problem(factors, 1)
-    searcher = _core.Searcher(factors, None)
-    indptr = np.array([0, N_SEEN])
-
-    def run():
-        return searcher.top_items(queries, indptr, seen.ravel(), K, 2)
-
-    search = flat_index(factors, queries, seen)
-
-    def search_on_two():
-        faiss.omp_set_num_threads(2)
-        return search()
-
-    check(*run(), factors, queries, approx, seen)
-    versus(run, {"faiss_flat_with_selector": search_on_two})
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def bench_one_query_rounded(versus, tell, plain_read, factors, dtype):
-    queries, approx, seen = problem(factors, 1)
-    searcher, plain = searcher_of(factors, dtype), searcher_of(factors, "float32")
-    indptr = np.array([0, N_SEEN])
-
-    def run(searcher=searcher):
-        return searcher.top_items(queries, indptr, seen.ravel(), K, 1)
-
-    check(*run(), factors, queries, approx, seen)
-    yardsticks = {"plain_read": plain_read(factors), "single_precision": lambda: run(plain)}
-    versus(run, yardsticks, warmup_rounds=20)  # in use, a searcher scans four bits for int8
+def share_of_equal_ids(searcher, factors):
+    """Of queries one by one and, by all factors in single precision, of all at once."""
     generator = np.random.default_rng(2)
-    same = 0
-    for _ in range(N_COMPARED):
-        query = generator.standard_normal((1, factors.shape[1]), dtype=np.float32)
-        none = (np.zeros(2, dtype=np.int64), np.empty(0, dtype=np.int32))
-        best = plain.top_items(query, *none, 2 * N_SEEN, 1)[0][0]
-        known = (indptr, generator.permutation(best)[:N_SEEN])
-        expected = plain.top_items(query, *known, K, 1)
-        same += np.array_equal(expected[0], searcher.top_items(query, *known, K, 1)[0])
-    tell(share_of_equal_ids=same / N_COMPARED)
+    plain = searcher_of(factors, "float32")
+    queries = generator.standard_normal((N_COMPARED, factors.shape[1]), dtype=np.float32)
+    none = (np.zeros(N_COMPARED + 1, dtype=np.int64), np.empty(0, dtype=np.int32))
+    best = plain.top_items(queries, *none, 2 * N_SEEN, 1)[0]
+    seen = generator.permuted(best, axis=1)[:, :N_SEEN].copy()
+    known = (np.arange(N_COMPARED + 1) * N_SEEN, seen.ravel())
+    expected = plain.top_items(queries, *known, K, 1)[0]
+    found = [
+        searcher.top_items(query[None], np.array([0, N_SEEN]), ids, K, 1)[0][0]
+        for query, ids in zip(queries, seen, strict=True)
+    ]
+    return float((np.stack(found) == expected).all(axis=1).mean())
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +147,7 @@ def bench_search_over_real_factors(benchmark, tell, medquad, dtype):
     tell(**{f"recall_at_{k}": recall(result.ids, best[:, :k]) for k in (1, 10, 100)})
 
 
-def flat_index(factors, queries, seen):
+def flat_index(factors, queries, seen, num_threads):
     try:
         import faiss
     except ImportError:
@@ -175,7 +158,12 @@ def flat_index(factors, queries, seen):
     for i in seen[0]:
         bits[i // 8] &= ~np.uint8(1 << (i % 8))
     parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
-    return lambda: index.search(queries, K, params=parameters)
+
+    def search():
+        faiss.omp_set_num_threads(num_threads)
+        return index.search(queries, K, params=parameters)
+
+    return search
 
 
 @pytest.mark.parametrize(

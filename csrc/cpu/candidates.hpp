@@ -35,6 +35,20 @@ class Candidates {
     return counted || offset == -kInfinity ? offset : 0.0F;
   }
 
+  // As a query alone scores it.
+  float score(const float* query, std::int64_t item, bool counted) const {
+    float score;
+    kernels().dots(items_.row(item), 1, query, items_.cols, &score);
+    return score + offset_of(item, counted);
+  }
+
+  // Asks for an item's factors, which are to be scored soon.
+  void prefetch(std::int64_t item) const {
+    constexpr std::int64_t kFloatsPerLine = 16;
+    const float* row = items_.row(item);
+    for (std::int64_t j = 0; j < items_.cols; j += kFloatsPerLine) __builtin_prefetch(row + j);
+  }
+
   // Scores the candidates as a query alone would, and ranks them by that. Whether the k best are
   // among them: what was left out has a score that is at most the least of theirs, and an error
   // that is taken to be at most twice the largest of theirs.
@@ -45,10 +59,9 @@ class Candidates {
     float error = 0.0F, scale = 0.0F;
     for (std::size_t c = 0; c < n; ++c) {
       Candidate& candidate = candidates[c];
-      if (c + kAhead < n) prefetch(items_.row_view(candidates[c + kAhead].id));
+      if (c + kAhead < n) prefetch(candidates[c + kAhead].id);
       const float rough = candidate.score;
-      kernels().dots(items_.row(candidate.id), 1, query, items_.cols, &candidate.score);
-      candidate.score += offset_of(candidate.id, counted);
+      candidate.score = score(query, candidate.id, counted);
       const float off = std::abs(candidate.score - rough);
       error = std::isnan(off) ? kInfinity : std::max(error, off);
       if (std::isnan(candidate.score)) candidate.score = -kInfinity;
@@ -64,48 +77,11 @@ class Candidates {
             candidates[static_cast<std::size_t>(k) - 1].score >= bar + 2.0F * error);
   }
 
-  // The k best of candidates whose scores are upper bounds, best first; whether they are the k best
-  // of all. Those whose bounds are below the k-th best so far need no look, nor does what was left
-  // out, whose bounds are at most the last one.
-  bool rank_bounded(const float* query, std::int64_t k, std::int64_t n_kept, bool counted,
-                    std::vector<Candidate>& candidates) const {
-    if (!is_finite({query, items_.cols})) return false;
-    const std::size_t n = candidates.size(), wanted = static_cast<std::size_t>(k);
-    std::vector<Candidate> best;  // a heap, the worst in front
-    bool sure = static_cast<std::int64_t>(n) < n_kept;
-    for (std::size_t c = 0; c < n; ++c) {
-      if (c + kAhead < n) prefetch(items_.row_view(candidates[c + kAhead].id));
-      const float bound = candidates[c].score;
-      if (best.size() == wanted && best.front().score > bound) {
-        sure = true;
-        break;
-      }
-      Candidate candidate = candidates[c];
-      kernels().dots(items_.row(candidate.id), 1, query, items_.cols, &candidate.score);
-      candidate.score += offset_of(candidate.id, counted);
-      if (!(candidate.score <= bound)) return false;
-      if (best.size() == wanted && !better(candidate, best.front())) continue;
-      best.push_back(candidate);
-      std::push_heap(best.begin(), best.end(), better);
-      if (best.size() <= wanted) continue;
-      std::pop_heap(best.begin(), best.end(), better);
-      best.pop_back();
-    }
-    std::sort_heap(best.begin(), best.end(), better);
-    candidates = std::move(best);
-    return sure;
-  }
-
  private:
   static constexpr std::size_t kAhead = 8;  // rows asked for before they are needed
 
   static bool is_finite(VectorView<const float> numbers) {
     return std::all_of(numbers.begin(), numbers.end(), [](float x) { return std::isfinite(x); });
-  }
-
-  static void prefetch(VectorView<const float> row) {
-    constexpr std::int64_t kFloatsPerLine = 16;
-    for (std::int64_t j = 0; j < row.size; j += kFloatsPerLine) __builtin_prefetch(row.data + j);
   }
 
   MatrixView<const float> items_;

@@ -1,14 +1,21 @@
-// Items in four bits a factor, for a first pass that reads half of what their bytes are.
+// Items in four bits a factor, for a first pass that reads an eighth of what their floats are.
+//
+// A factor is rounded by subtractive dither: code = floor(v / step + u), u random, the same for all
+// items, and subtracted again where the code is read. Whatever an item is, its factors' errors are
+// then independent and uniform on a step (Schuchman 1964; Gray and Stockham 1993, "Dithered
+// quantizers"), so that its product with a query that was not chosen for its u is off by a sum that
+// is sub-Gaussian, with the variance step^2 |query|^2 / 12: beyond t standard deviations with a
+// probability of at most exp(-t^2 / 2).
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <random>
 #include <utility>
 #include <vector>
 
@@ -19,182 +26,126 @@
 
 namespace cexnn::cpu {
 
-// A byte b is kept as round(b / kCoarseStep) + kCoarseZero, 0 to 14.
-constexpr int kCoarseStep = 17;
-constexpr int kCoarseZero = 7;
-
-// Rows as Kernels::dots_i4 reads them. Uneven items do not lose by rounding as if by chance, be it
-// that they have a few large factors beside many that become zero, which is all that they may be
-// searched for, or that they have few: their scores are to be taken from the items themselves.
+// Items as Kernels::dots_i4 reads them.
 class CoarseItems {
  public:
-  CoarseItems(MatrixView<const std::int8_t> bytes, int num_threads)
-      : row_bytes_(padded((bytes.cols + 1) / 2, vector_bytes())) {
-    constexpr std::int64_t kItemsPerTask = 4096;
-    const std::int64_t n_tasks = (bytes.rows + kItemsPerTask - 1) / kItemsPerTask;
-    std::vector<float> largest(static_cast<std::size_t>(n_tasks));
-    std::vector<std::vector<std::int32_t>> uneven(static_cast<std::size_t>(n_tasks));
-    std::uint8_t* rows = rows_.data(bytes.rows * row_bytes_);
+  CoarseItems(MatrixView<const float> items, int num_threads)
+      : d_(items.cols), block_bytes_(padded(items.cols, 8) / 8 * vector_bytes()) {
+    std::mt19937 random(kSeed);
+    float* dither = dither_.data(d_);
+    double* query_dither = query_dither_.data(d_);
+    for (std::int64_t j = 0; j < d_; ++j) {
+      dither[j] = static_cast<float>(random() >> 13) * 0x1p-19F;
+      query_dither[j] = static_cast<double>(random()) * 0x1p-32;
+    }
+    const std::int64_t lanes = kernels().lanes, n_blocks = (items.rows + lanes - 1) / lanes;
+    const std::int64_t n_tasks = (n_blocks + kBlocksPerTask - 1) / kBlocksPerTask;
+    blocks_.reset(new Line[static_cast<std::size_t>(n_blocks * block_bytes_ / kLineBytes + 1)]);
+    float* steps = steps_.data(n_blocks * lanes);
+    std::vector<Sizes> sizes(static_cast<std::size_t>(n_tasks));
     parallel_for(n_tasks, num_threads, [&](std::int64_t task, int) {
-      const std::int64_t end = std::min(bytes.rows, (task + 1) * kItemsPerTask);
-      float most = 0.0F;
-      for (std::int64_t i = task * kItemsPerTask; i < end; ++i) {
-        const Left left = pack(bytes.row_view(i), rows + i * row_bytes_);
-        if (left.is_uneven()) {
-          uneven[static_cast<std::size_t>(task)].push_back(static_cast<std::int32_t>(i));
-        } else {
-          most = std::max(most, left.variance());
+      const std::int64_t begin = task * kBlocksPerTask * lanes;
+      const std::int64_t end = std::min(items.rows, begin + kBlocksPerTask * lanes);
+      Sizes& mine = sizes[static_cast<std::size_t>(task)];
+      for (std::int64_t i = begin; i < end; i += lanes) {
+        const std::int64_t n = std::min(lanes, end - i);
+        mine.factor = std::max(mine.factor,
+                               kernels().pack_i4(items.row(i), n, d_, dither, block(i), steps + i));
+        for (std::int64_t t = i; t < i + n; ++t) {
+          const float norm = std::sqrt(kernels().dot_f32(items.row(t), items.row(t), d_));
+          mine.norm = std::max(mine.norm, norm / steps[t]);
         }
       }
-      largest[static_cast<std::size_t>(task)] = most;
     });
-    variance_ = *std::max_element(largest.begin(), largest.end());
-    for (const std::vector<std::int32_t>& ids : uneven)
-      uneven_.insert(uneven_.end(), ids.begin(), ids.end());
+    for (const Sizes& mine : sizes) {
+      largest_.factor = std::max(largest_.factor, mine.factor);
+      largest_.norm = std::max(largest_.norm, mine.norm);
+    }
   }
 
-  // Ids of the uneven items among n from i on, ascending.
-  VectorView<const std::int32_t> uneven(std::int64_t i, std::int64_t n) const {
-    const auto begin = std::lower_bound(uneven_.begin(), uneven_.end(), i);
-    const auto end = std::lower_bound(begin, uneven_.end(), i + n);
-    return {uneven_.data() + (begin - uneven_.begin()), end - begin};
+  // Of magnitudes that floats have room for in products and sums.
+  bool is_usable() const { return largest_.factor <= 1e15F; }
+
+  // i is the first of a block: a multiple of Kernels::lanes.
+  const std::uint8_t* block(std::int64_t i) const {
+    return blocks_[0].bytes + i / kernels().lanes * block_bytes_;
   }
+  const float* steps(std::int64_t i) const { return steps_.data() + i; }
+  VectorView<const float> dither() const { return {dither_.data(), d_}; }
+  const double* query_dither() const { return query_dither_.data(); }
+  // The largest norm of an item, in its steps.
+  float norm() const { return largest_.norm; }
 
-  // The largest mean square, of any other item, of what rounding leaves of factors: about 24.
-  float variance() const { return variance_; }
-  const std::uint8_t* row(std::int64_t i) const { return rows_.data() + i * row_bytes_; }
-  std::int64_t row_bytes() const { return row_bytes_; }
+ private:
+  static constexpr std::int64_t kBlocksPerTask = 256;
+  static constexpr std::int64_t kLineBytes = 64;
+  static constexpr std::uint32_t kSeed = 20240229;  // any
 
-  // Bytes of a vector; 2 vectors' worth of factors share one, the first in the lower halves.
+  struct Sizes {
+    float factor = 0.0F;
+    float norm = 0.0F;
+  };
+  struct alignas(kLineBytes) Line {
+    std::uint8_t bytes[kLineBytes];
+  };
+
   static std::int64_t vector_bytes() {
     return kernels().lanes * static_cast<std::int64_t>(sizeof(float));
   }
-
- private:
-  // Sums of the squares of what rounding leaves: of all factors, and of those that become zero; and
-  // how many factors were not zero before.
-  struct Left {
-    std::int64_t squares = 0;
-    std::int64_t by_zeros = 0;
-    std::int64_t n_factors = 0;
-
-    float variance() const {
-      return static_cast<float>(squares) / static_cast<float>(std::max<std::int64_t>(1, n_factors));
-    }
-    bool is_uneven() const {
-      constexpr float kMostVariance = 40.0F;
-      return 5 * by_zeros > 3 * squares || variance() > kMostVariance;
-    }
-  };
-
-  static Left pack(VectorView<const std::int8_t> bytes, std::uint8_t* out) {
-    const std::int64_t n = vector_bytes();
-    std::uint8_t codes[2 * kMaxLanes * sizeof(float)];
-    Left left;
-    for (std::int64_t j = 0; j < bytes.size; j += 2 * n, out += n) {
-      const std::int64_t n_codes = std::min(2 * n, bytes.size - j);
-      const Left mine = round(bytes.data + j, n_codes, codes);
-      left.squares += mine.squares;
-      left.by_zeros += mine.by_zeros;
-      left.n_factors += mine.n_factors;
-      std::fill(codes + n_codes, codes + 2 * n, std::uint8_t{0});
-      for (std::int64_t t = 0; t < n; ++t)
-        out[t] = static_cast<std::uint8_t>(codes[t] | codes[n + t] << 4);
-    }
-    return left;
+  std::uint8_t* block(std::int64_t i) {
+    return const_cast<std::uint8_t*>(static_cast<const CoarseItems*>(this)->block(i));
   }
 
-  // In sixteen bits, so that compilers widen the loop: 241 / 4096 is a 17th to what is below 255.
-  static Left round(const std::int8_t* bytes, std::int64_t n, std::uint8_t* codes) {
-    static_assert(kCoarseStep == 17 && kCoarseZero == 7);
-    std::int32_t squares = 0, by_zeros = 0, n_factors = 0;
-    for (std::int64_t t = 0; t < n; ++t) {
-      const auto above = static_cast<std::uint16_t>(bytes[t] + 127);
-      const auto code = static_cast<std::uint16_t>(static_cast<std::uint16_t>(above * 241U) >> 12);
-      const auto left = static_cast<std::int16_t>(above - kCoarseStep * code - kCoarseStep / 2);
-      codes[t] = static_cast<std::uint8_t>(code);
-      squares += left * left;
-      by_zeros += code == kCoarseZero ? left * left : 0;
-      n_factors += bytes[t] != 0;
-    }
-    return {squares, by_zeros, n_factors};
-  }
-
-  std::int64_t row_bytes_;
-  AlignedArray<std::uint8_t> rows_;
-  std::vector<std::int32_t> uneven_;
-  float variance_ = 0.0F;
+  std::int64_t d_;
+  std::int64_t block_bytes_;
+  AlignedArray<float> dither_;
+  AlignedArray<double> query_dither_;
+  std::unique_ptr<Line[]> blocks_;  // not zero at first: each thread touches its own pages first
+  AlignedFloats steps_;
+  Sizes largest_;
 };
 
-// Coarse items of bytes, made once: their making takes as long as some thirty passes over the
-// bytes, half of it for fresh memory, so the first kPassesBefore passes go without. They take half
-// of the bytes' memory.
-class CoarseItemsInUse {
- public:
-  explicit CoarseItemsInUse(MatrixView<const std::int8_t> bytes) : bytes_(bytes) {}
-
-  // Null if they are not worth having, or not yet.
-  const CoarseItems* get(int num_threads) const {
-    constexpr std::int64_t kLeastBytes = 1 << 22;
-    constexpr int kPassesBefore = 16;
-    constexpr std::int64_t kItemsPerUneven = 64;  // with more, a pass over bytes is as fast
-    if (bytes_.data == nullptr || kernels().dots_i4 == nullptr) return nullptr;
-    if (bytes_.rows * bytes_.cols < kLeastBytes) return nullptr;
-    if (n_passes_ < kPassesBefore && n_passes_++ < kPassesBefore) return nullptr;
-    std::call_once(made_, [&] {
-      try {
-        auto items = std::make_unique<CoarseItems>(bytes_, num_threads);
-        if (items->uneven(0, bytes_.rows).size <= bytes_.rows / kItemsPerUneven)
-          items_ = std::move(items);
-      } catch (const std::bad_alloc&) {
-        items_ = nullptr;  // searches go on without
-      }
-    });
-    return items_.get();
-  }
-
- private:
-  MatrixView<const std::int8_t> bytes_;
-  mutable std::atomic<int> n_passes_{0};
-  mutable std::once_flag made_;
-  mutable std::unique_ptr<CoarseItems> items_;
-};
-
-// A query for Kernels::dots_i4: in eight bits, and what makes its scores upper bounds. The error of
-// a score is scales[i] times a sum over the factors of what rounding has left of item and query, as
-// if by chance. The bound lies kDeviations of that sum's standard deviations, at the item that lost
-// most, above the score: of usual items one in a million is beyond it.
+// A query for Kernels::dots_i4, in eight bits, and what makes its scores upper bounds. Its factors
+// are rounded down or up by chance, t apart, so that their errors have the mean zero: with what
+// rounding the items leaves, a score is off by a sum over the factors with a variance of at most
+//
+//   step^2 (|query|^2 / 12 + t^2 |w|^2 / 4),  w the item as its codes give it, in steps.
+//
+// The bound lies kDeviations of its root above the score: an item is beyond it with a probability
+// of at most exp(-7^2 / 2), 2.3e-11. What floats round is added.
 class CoarseQuery {
  public:
-  CoarseQuery(const float* query, std::int64_t d, const CoarseItems& items) {
-    constexpr float kDeviations = 4.5F, kOfBytes = 1.0F / 12.0F;
-    constexpr float kLargestItem = kCoarseStep * kCoarseZero;
-    float largest = 0.0F, squares = 0.0F;
-    for (std::int64_t j = 0; j < d; ++j) {
-      largest = std::max(largest, std::abs(query[j]));
-      squares += query[j] * query[j];
+  CoarseQuery(VectorView<const float> query, const CoarseItems& items) {
+    constexpr double kDeviations = 7.0, kLevels = 126.5;
+    const std::int64_t d = query.size;
+    double largest = 0.0, squares = 0.0;
+    for (const double q : query) {
+      largest = std::max(largest, std::abs(q));
+      squares += q * q;
     }
-    std::int8_t* values = values_.data(2 * items.row_bytes());
-    const float scale = largest / 127.0F;
-    if (!(scale > 0.0F)) return;  // all zero: every score is a tie
-    if (!(squares > 1e-30F && squares < 1e30F)) {
-      // What follows would come to zero or infinity: bounds that make no answer sure.
-      shift_ = std::numeric_limits<float>::max();
-      return;
-    }
-    std::int32_t sum = 0;
+    std::int8_t* values = values_.data(padded(d, 8));
+    is_bounded_ = squares == 0.0 || (squares > 1e-30 && squares < 1e30);
+    if (!is_bounded_ || squares == 0.0) return;
+    const double scale = largest / kLevels;
+    double sum = 0.0;
     for (std::int64_t j = 0; j < d; ++j) {
-      const long value = std::lround(query[j] / scale);
+      const double value = std::floor(query[j] / scale + items.query_dither()[j]);
       values[j] = static_cast<std::int8_t>(value);
-      sum += static_cast<std::int32_t>(value);
+      sum += value * (7.0 + items.dither()[j]);
     }
-    scale_ = scale * kCoarseStep;
-    const float of_query =
-        static_cast<float>(d) * kLargestItem * kLargestItem * scale * scale / 12.0F;
-    shift_ = kDeviations * std::sqrt((items.variance() + kOfBytes) * squares + of_query) -
-             scale_ * static_cast<float>(kCoarseZero * sum);
+    const double root = std::sqrt(static_cast<double>(d)), norm = std::sqrt(squares);
+    const double of_item = items.norm() + root;  // a step is more than what rounding leaves
+    const double of_query = scale * of_item;
+    const double by_floats = (norm + scale * root) * (0x1p-16 * root + 0x1p-23 * (d + 8) * of_item);
+    scale_ = static_cast<float>(scale);
+    shift_ =
+        static_cast<float>(kDeviations * std::sqrt(squares / 12.0 + of_query * of_query / 4.0) +
+                           by_floats - scale * sum);
   }
 
+  // Whether scores are bounds at all: not of numbers that are not finite, nor of such that sums of
+  // products with items come near to what floats cannot tell from zero or infinity.
+  bool is_bounded() const { return is_bounded_; }
   const std::int8_t* values() const { return values_.data(); }
   float scale() const { return scale_; }
   float shift() const { return shift_; }
@@ -203,6 +154,51 @@ class CoarseQuery {
   AlignedArray<std::int8_t> values_;
   float scale_ = 0.0F;
   float shift_ = 0.0F;
+  bool is_bounded_;
+};
+
+// Coarse items, made by the first pass after kPassesBefore, during which others go on without, and
+// given up where too often they leave too many items to look at.
+class CoarseItemsInUse {
+ public:
+  explicit CoarseItemsInUse(MatrixView<const float> items) : items_(items) {}
+
+  // Null if they are not worth having, or not yet.
+  std::shared_ptr<const CoarseItems> get(int num_threads) const {
+    constexpr std::int64_t kLeastFactors = 1 << 22;
+    constexpr int kPassesBefore = 16;
+    if (kernels().dots_i4 == nullptr || items_.rows * items_.cols < kLeastFactors) return nullptr;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (n_passes_ < kPassesBefore) ++n_passes_;
+      if (n_passes_ < kPassesBefore || is_begun_) return coarse_;
+      is_begun_ = true;
+    }
+    try {
+      auto made = std::make_shared<const CoarseItems>(items_, num_threads);
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (made->is_usable()) coarse_ = std::move(made);
+      return coarse_;
+    } catch (const std::bad_alloc&) {
+      return nullptr;  // searches go on without
+    }
+  }
+
+  // Whether a pass over them was enough.
+  void report(bool was_enough) const {
+    constexpr int kForFailure = 4, kMost = 64;  // some sixteen in a row, or a quarter of many
+    const std::lock_guard<std::mutex> lock(mutex_);
+    failures_ = was_enough ? std::max(0, failures_ - 1) : failures_ + kForFailure;
+    if (failures_ >= kMost) coarse_.reset();
+  }
+
+ private:
+  MatrixView<const float> items_;
+  mutable std::mutex mutex_;
+  mutable int n_passes_ = 0;
+  mutable int failures_ = 0;
+  mutable bool is_begun_ = false;
+  mutable std::shared_ptr<const CoarseItems> coarse_;
 };
 
 }  // namespace cexnn::cpu

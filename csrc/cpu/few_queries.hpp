@@ -7,27 +7,21 @@
 
 #include "../searcher.hpp"
 #include "aligned.hpp"
-#include "coarse_items.hpp"
 #include "kernels.hpp"
 #include "packed_queries.hpp"
 
 namespace cexnn::cpu {
 
-// Borrows everything. Of compact items unless they are empty, and of coarse ones, whose scores are
-// upper bounds, where they are given.
+// Borrows everything. Of compact items unless they are empty.
 class FewQueries {
  public:
   FewQueries(MatrixView<const float> queries, MatrixView<const float> items,
-             const CompactItems& compact, const CoarseItems* coarse)
-      : queries_(queries), items_(items), compact_(compact), coarse_(coarse) {
+             const CompactItems& compact)
+      : queries_(queries), items_(items), compact_(compact) {
     float* plain = plain_.data(queries.rows * stride());
     for (std::int64_t q = 0; q < queries.rows; ++q) {
       std::copy_n(queries.row(q), queries.cols, plain + q * stride());
-      if (coarse != nullptr) {
-        coarse_queries_.emplace_back(queries.row(q), queries.cols, *coarse);
-      } else if (compact.bytes.data != nullptr) {
-        whole_queries_.emplace_back(queries.row(q), queries.cols);
-      }
+      if (compact.bytes.data != nullptr) whole_queries_.emplace_back(queries.row(q), queries.cols);
     }
   }
 
@@ -37,15 +31,8 @@ class FewQueries {
   void score(std::int64_t q, std::int64_t i, std::int64_t n, float* scores) const {
     const Kernels& k = kernels();
     const float* query = plain_.data() + q * stride();
-    const auto at = static_cast<std::size_t>(q);
-    if (coarse_ != nullptr) {
-      const CoarseQuery& codes = coarse_queries_[at];
-      k.dots_i4(coarse_->row(i), &compact_.scales[i], n, codes.values(), codes.scale(),
-                codes.shift(), coarse_->row_bytes(), scores);
-      for (const std::int32_t item : coarse_->uneven(i, n))
-        k.dots(items_.row(item), 1, query, items_.cols, &scores[item - i]);
-    } else if (compact_.bytes.data != nullptr) {
-      const WholeQuery& codes = whole_queries_[at];
+    if (compact_.bytes.data != nullptr) {
+      const WholeQuery& codes = whole_queries_[static_cast<std::size_t>(q)];
       k.dots_i8(compact_.bytes.row(i), &compact_.scales[i], n, codes.values(), codes.scale(),
                 items_.cols, scores);
     } else if (compact_.halves.data != nullptr) {
@@ -61,10 +48,8 @@ class FewQueries {
   MatrixView<const float> queries_;
   MatrixView<const float> items_;
   CompactItems compact_;
-  const CoarseItems* coarse_;
   AlignedFloats plain_;  // loads across lines take twice as long
   std::vector<WholeQuery> whole_queries_;
-  std::vector<CoarseQuery> coarse_queries_;
 };
 
 }  // namespace cexnn::cpu

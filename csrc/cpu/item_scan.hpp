@@ -9,12 +9,13 @@
 
 #include "../searcher.hpp"
 #include "candidates.hpp"
-#include "coarse_items.hpp"
+#include "coarse_scan.hpp"
 #include "few_queries.hpp"
 #include "kernels.hpp"
 #include "packed_queries.hpp"
 #include "panel_tile.hpp"
 #include "parallel.hpp"
+#include "query_block.hpp"
 #include "topk.hpp"
 
 namespace cexnn::cpu {
@@ -42,23 +43,12 @@ inline std::int64_t with_spare(std::int64_t k, const CompactItems& from) {
   return from.bytes.data == nullptr ? k + 32 : k + k / 4 + 32;
 }
 
-// Of upper bounds by coarse items, candidates kept: of Gaussian factors k = 10 needs up to 150, 100
-// up to 900, 1000 up to 5000, and as many more as best items are excluded. Keeping so many takes
-// time: with fewer items, or more excluded, a pass over the bytes takes less.
-inline std::int64_t with_bounded(std::int64_t k, std::int64_t n_excluded) {
-  return 8 * (k + n_excluded) + 192;
-}
-constexpr std::int64_t kItemsPerBounded = 64;
-
 // Borrows its arrays, may be used from several threads.
 class ItemScan {
  public:
   ItemScan(MatrixView<const float> items, VectorView<const float> offsets,
            const CompactItems& compact)
-      : items_(items),
-        compact_(compact),
-        coarse_(compact.bytes),
-        candidates_(items, offsets, compact) {}
+      : items_(items), compact_(compact), coarse_(items), candidates_(items, offsets, compact) {}
 
   // Searcher::top_items. `excluded`: for each query the ids that it must not return, sorted.
   void run(MatrixView<const float> queries, const std::vector<std::vector<std::int32_t>>& excluded,
@@ -70,20 +60,6 @@ class ItemScan {
   }
 
  private:
-  // Queries that share a pass over the items, and the ids that each must not return, sorted.
-  struct Block {
-    MatrixView<const float> queries;
-    std::int64_t first;
-    std::int64_t n_queries;
-    const std::vector<std::vector<std::int32_t>>& excluded;
-    Ranking ranking;
-
-    VectorView<const std::int32_t> mask(std::int64_t q) const {
-      const std::vector<std::int32_t>& ids = excluded[static_cast<std::size_t>(first + q)];
-      return {ids.data(), static_cast<std::int64_t>(ids.size())};
-    }
-  };
-
   // What a thread needs to score panels: a tile of items, room for the scores of a few of them, and
   // the bars of each answer's queries, side by side. None beats the bar of a lane without a query.
   struct PanelRoom {
@@ -102,44 +78,35 @@ class ItemScan {
     std::vector<float> bars;
   };
 
-  void answer(const Block& block, int num_threads, MatrixView<std::int32_t> ids_out,
+  void answer(const QueryBlock& block, int num_threads, MatrixView<std::int32_t> ids_out,
               MatrixView<float> approx_out) const {
-    std::int64_t n_excluded = 0;
-    for (std::int64_t q = 0; q < block.n_queries; ++q)
-      n_excluded = std::max(n_excluded, block.mask(q).size);
-    const std::int64_t k = ids_out.cols, n_bounded = with_bounded(k, n_excluded);
-    const CoarseItems* coarse = nullptr;
-    if (block.n_queries <= few_queries(compact_) && items_.rows >= kItemsPerBounded * n_bounded)
-      coarse = coarse_.get(num_threads);
-    if (coarse == nullptr) {
-      answer_surely(block, num_threads, ids_out, approx_out);
+    std::vector<BoundedTopK> best = coarse_.run(block, candidates_, ids_out.cols, num_threads);
+    if (best.empty()) {
+      answer_by_all(block, num_threads, ids_out, approx_out);
       return;
     }
-    std::vector<TopK> best = scan(block, compact_, coarse, n_bounded, num_threads);
+    const std::int64_t n_answers = answers_of(block.ranking);
     for (std::int64_t q = 0; q < block.n_queries; ++q) {
-      const std::int64_t row = block.first + q, n_answers = answers_of(block.ranking);
-      bool sure = true;
-      for (std::int64_t a = 0; a < n_answers && sure; ++a) {
-        std::vector<Candidate> found =
-            best[static_cast<std::size_t>(a * block.n_queries + q)].finish();
-        const bool counted = counts_offsets(block.ranking, a);
-        sure = candidates_.rank_bounded(block.queries.row(row), k, n_bounded, counted, found);
-        const std::int64_t out = n_answers * row + a;
-        if (sure) write(found, ids_out.row_view(out), approx_out.row_view(out));
-      }
-      if (!sure)
-        answer_surely({block.queries, row, 1, block.excluded, block.ranking}, num_threads, ids_out,
+      const std::int64_t row = block.first + q;
+      bool gave_up = false;
+      for (std::int64_t a = 0; a < n_answers; ++a)
+        gave_up |= best[static_cast<std::size_t>(a * block.n_queries + q)].gave_up();
+      if (gave_up)
+        answer_by_all({block.queries, row, 1, block.excluded, block.ranking}, num_threads, ids_out,
                       approx_out);
+      for (std::int64_t a = 0; a < n_answers && !gave_up; ++a)
+        write(best[static_cast<std::size_t>(a * block.n_queries + q)].finish(),
+              ids_out.row_view(n_answers * row + a), approx_out.row_view(n_answers * row + a));
     }
   }
 
   // Without coarse items.
-  void answer_surely(const Block& block, int num_threads, MatrixView<std::int32_t> ids_out,
+  void answer_by_all(const QueryBlock& block, int num_threads, MatrixView<std::int32_t> ids_out,
                      MatrixView<float> approx_out) const {
     const std::int64_t k = ids_out.cols, n_answers = answers_of(block.ranking);
     const bool alone = compact_.empty() && block.n_queries <= few_queries(compact_);
     const std::int64_t n_kept = alone ? k : with_spare(k, compact_);
-    std::vector<TopK> best = scan(block, compact_, nullptr, n_kept, num_threads);
+    std::vector<TopK> best = scan(block, compact_, n_kept, num_threads);
     std::vector<std::uint8_t> unsure(best.size());  // not bool: threads would share its bytes
     const std::int64_t n_found = n_answers * block.n_queries;
     const auto n_threads = static_cast<int>(
@@ -158,16 +125,16 @@ class ItemScan {
       const std::int64_t row = block.first + e % block.n_queries, a = e / block.n_queries;
       const Ranking ranking =
           counts_offsets(block.ranking, a) ? Ranking::with_offsets : Ranking::without_offsets;
-      const Block again{block.queries, row, 1, block.excluded, ranking};
+      const QueryBlock again{block.queries, row, 1, block.excluded, ranking};
       const std::int64_t out = n_answers * row + a;
-      write(scan(again, {}, nullptr, k, num_threads)[0].finish(), ids_out.row_view(out),
+      write(scan(again, {}, k, num_threads)[0].finish(), ids_out.row_view(out),
             approx_out.row_view(out));
     }
   }
 
   // For the block's first answers, then for its second ones if it wants both rankings.
-  std::vector<TopK> scan(const Block& block, const CompactItems& from, const CoarseItems* coarse,
-                         std::int64_t n_kept, int num_threads) const {
+  std::vector<TopK> scan(const QueryBlock& block, const CompactItems& from, std::int64_t n_kept,
+                         int num_threads) const {
     const bool few = block.n_queries <= few_queries(from);
     const Panels panels(kernels().lanes, block.queries, block.first, few ? 0 : block.n_queries,
                         from.bytes.data != nullptr);
@@ -185,7 +152,7 @@ class ItemScan {
         few ? 0 : n_threads,
         PanelRoom(PanelTile(items_, from, panels.size()), panels, answers_of(block.ranking)));
     const FewQueries alone({block.queries.row(block.first), few ? block.n_queries : 0, items_.cols},
-                           items_, from, coarse);
+                           items_, from);
     parallel_for(n_tasks, static_cast<int>(n_threads), [&](std::int64_t task, int thread) {
       std::vector<TopK>& mine = best[static_cast<std::size_t>(thread)];
       const std::int64_t begin = task * per_task, end = std::min(items_.rows, begin + per_task);
@@ -201,8 +168,8 @@ class ItemScan {
     return std::move(best[0]);
   }
 
-  void scan_few(const Block& block, const FewQueries& queries, std::int64_t begin, std::int64_t end,
-                float* scores, std::vector<TopK>& best) const {
+  void scan_few(const QueryBlock& block, const FewQueries& queries, std::int64_t begin,
+                std::int64_t end, float* scores, std::vector<TopK>& best) const {
     std::int32_t positions[kItemsPerTile];
     for (std::int64_t i = begin; i < end; i += kItemsPerTile) {
       const std::int64_t n = std::min(kItemsPerTile, end - i);
@@ -224,8 +191,9 @@ class ItemScan {
     }
   }
 
-  void scan_panels(const Panels& panels, const Block& block, std::int64_t begin, std::int64_t end,
-                   std::int64_t per_tile, PanelRoom& room, std::vector<TopK>& best) const {
+  void scan_panels(const Panels& panels, const QueryBlock& block, std::int64_t begin,
+                   std::int64_t end, std::int64_t per_tile, PanelRoom& room,
+                   std::vector<TopK>& best) const {
     for (std::int64_t t = begin; t < end; t += per_tile) {
       const std::int64_t tile_end = std::min(end, t + per_tile);
       room.tile.load(t, tile_end);
@@ -243,7 +211,7 @@ class ItemScan {
   }
 
   // The panel's dot products with n items from i on; `bars` are those of `best`.
-  void offer_panel(const Panel& panel, const Block& block, bool counted, std::int64_t i,
+  void offer_panel(const Panel& panel, const QueryBlock& block, bool counted, std::int64_t i,
                    std::int64_t n, const float* scores, float* bars, TopK* best) const {
     std::int32_t positions[kItemsAtOnce * 2 * kMaxLanes];
     const auto width = static_cast<unsigned>(panel.n_vectors * kernels().lanes);
@@ -272,7 +240,7 @@ class ItemScan {
 
   MatrixView<const float> items_;
   CompactItems compact_;
-  CoarseItemsInUse coarse_;
+  CoarseScan coarse_;
   Candidates candidates_;
 };
 

@@ -10,6 +10,11 @@ constexpr std::int64_t kMaxLanes = 16;
 // Floats that a row of a matrix is padded to: the widest vector.
 constexpr std::int64_t kRowPadding = 16;
 
+// Of items in four bits; see pack_i4. Seven and a half steps and a little more are the largest.
+constexpr float kI4StepOfLargest = 1.00001F / 7.5F;
+constexpr float kI4LeastStep = 1e-15F;
+constexpr float kI4Middle = 23.5F;
+
 // Rows that will be wanted soon, one for each of those that a kernel takes now: it asks for them.
 struct Ahead {
   const void* rows;
@@ -32,13 +37,24 @@ struct Kernels {
   // 127 * d * max |query| < 2^31.
   void (*dots_i8)(const std::int8_t* items, const float* scales, std::int64_t n_items,
                   const std::int16_t* query, float query_scale, std::int64_t d, float* out);
-  // out[i] = scales[i] * (query_scale * query . items[i] + shift), the products exact, items in
-  // half a byte from 0 to 15, rows of row_bytes, a whole number of vectors. The first vector's
-  // lower halves are a row's first factors, its upper halves the next as many. The query has a
-  // number for each, zero where a row has none. Null where a processor gains nothing by it.
-  void (*dots_i4)(const std::uint8_t* items, const float* scales, std::int64_t n_items,
-                  const std::int8_t* query, float query_scale, float shift, std::int64_t row_bytes,
+  // out[i] = steps[i] * (query_scale * query . items[i] + shift), the products exact, items as
+  // pack_i4 makes them: for n_items rounded up to whole blocks, of which steps and out have room.
+  // The query has d numbers rounded up to 8, zero from d on. Both are null where a processor gains
+  // nothing by them.
+  void (*dots_i4)(const std::uint8_t* items, const float* steps, std::int64_t n_items,
+                  const std::int8_t* query, float query_scale, float shift, std::int64_t d,
                   float* out);
+  // Packs a block of `lanes` items, zeros if n_items are fewer, in half a byte a factor:
+  //
+  //   steps[i] = max(kI4StepOfLargest * max_j |items[i, j]|, kI4LeastStep)
+  //   code_ij = floor(items[i, j] / steps[i] + kI4Middle + dither[j]) - 16, from 0 to 15,
+  //
+  // the sum but for the last addition, which is exact, rounded to whole 2^-19, of which `dither`
+  // in [0, 1) is made. Of eight factors an item's lane has four bytes, the first four factors in
+  // their lower halves. out: a vector for each eight factors, zero before. Returns the largest
+  // magnitude. Expects finite items.
+  float (*pack_i4)(const float* items, std::int64_t n_items, std::int64_t d, const float* dither,
+                   std::uint8_t* out, float* steps);
   // out[i * d + j] = scales[i] * items[i * d + j].
   void (*widen_f16)(const std::uint16_t* items, const float* scales, std::int64_t n_items,
                     std::int64_t d, float* out);
