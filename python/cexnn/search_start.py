@@ -32,6 +32,7 @@ from cexnn.trace import SearchTrace
 __all__ = ["SearchOptions", "start_session"]
 
 FloatArray = NDArray[np.float32]
+IdArray = NDArray[np.int32]
 
 UPDATES = ("calibrated", "least_squares")
 
@@ -73,6 +74,50 @@ def start_session(
     num_threads: int | None = None,
 ) -> Session:
     """Check a search's options and start it; see `Index.search` and `Index.session`."""
+    _check_search(items, n_queries, pairs_device, k=k, budget=budget, update=update, mix=mix)
+    learned, calibrated = items.learned, update == "calibrated"
+    opening = _opening(items, n_queries, first)
+    searched = items.searched(only=only, exclude=exclude)
+    start = time.perf_counter()
+    priors = _priors(items, n_queries, query_embeddings, opened=opening is not None)
+    if pairs_device == "cuda":
+        priors = to_cuda("priors", priors)
+    if trace is not None:
+        trace.prior_ms = (time.perf_counter() - start) * 1e3
+    model = learned.model.calibrated(item_offsets=searched.has_offsets)
+    return (DeviceSession if pairs_device == "cuda" else Session)(
+        searched.searcher,
+        model if calibrated else learned.model.least_squares(mix),
+        priors,
+        n_items=len(learned.item_factors),
+        n_searchable=searched.n_items,
+        k=k,
+        budget=budget,
+        rounds=resolve_rounds(rounds, budget, learned.rounds if calibrated else ()),
+        first=None if opening is None else searched.allowed(opening),
+        units=_units(learned, calibrated=calibrated),
+        stop_confident=check_stop(
+            stop,
+            calibrated=calibrated,
+            in_score_units=learned.in_score_units,
+            fitted_prior=query_embeddings is not None or not _reads_embeddings(learned),
+        ),
+        num_threads=resolve_num_threads(num_threads),
+        excluded=searched.excluded,
+        trace=trace,
+    )
+
+
+def _check_search(
+    items: ItemsAsTheyAre,
+    n_queries: int,
+    pairs_device: str,
+    *,
+    k: int,
+    budget: int,
+    update: str,
+    mix: float,
+) -> None:
     check_int("n_queries", n_queries, minimum=0)
     check_int("k", k, minimum=1, maximum=MAX_SIZE)
     check_int("budget", budget, minimum=1)
@@ -80,48 +125,22 @@ def start_session(
     check_float("mix", mix, minimum=0, maximum=1)
     if mix != 0 and update == "calibrated":
         raise ValueError("mix: expected 0 with update='calibrated', which learns it")
-    check_choice(
-        "pairs_device", pairs_device, ("cpu", "cuda") if items.device == "cuda" else ("cpu",)
-    )
-    opening, n_items = None, len(items.learned.item_factors)
-    if first is not None:
-        opening = check_ids("first", first, rows=n_queries, n_items=n_items)
-    searched = items.searched(only=only, exclude=exclude)
-    if opening is not None:
-        opening = np.where(np.isin(opening, items.removed), np.int32(-1), opening)
-        opening = searched.allowed(opening)
-    model, calibrated = items.learned.model, update == "calibrated"
-    learned_rounds = items.learned.rounds if calibrated else ()
-    start = time.perf_counter()
-    priors = _priors(items, n_queries, query_embeddings, opened=opening is not None)
-    if pairs_device == "cuda":
-        priors = to_cuda("priors", priors)
-    if trace is not None:
-        trace.prior_ms = (time.perf_counter() - start) * 1e3
-    return (DeviceSession if pairs_device == "cuda" else Session)(
-        searched.searcher,
-        model.calibrated(item_offsets=searched.has_offsets)
-        if calibrated
-        else model.least_squares(mix),
-        priors,
-        n_items=n_items,
-        n_searchable=searched.n_items,
-        k=k,
-        budget=budget,
-        rounds=resolve_rounds(rounds, budget, learned_rounds),
-        first=opening,
-        units=_units(items.learned, calibrated=calibrated),
-        stop_confident=check_stop(
-            stop,
-            calibrated=calibrated,
-            in_score_units=items.learned.in_score_units,
-            fitted_prior=query_embeddings is not None
-            or (items.learned.query_scale == 0 and len(items.learned.query_map) == 0),
-        ),
-        num_threads=resolve_num_threads(num_threads),
-        excluded=searched.excluded,
-        trace=trace,
-    )
+    devices = ("cpu", "cuda") if items.device == "cuda" else ("cpu",)
+    check_choice("pairs_device", pairs_device, devices)
+
+
+def _opening(items: ItemsAsTheyAre, n_queries: int, first: Any) -> IdArray | None:
+    """Return the ids to open with, checked, without the items that were removed."""
+    if first is None:
+        return None
+    n_items = len(items.learned.item_factors)
+    opening = check_ids("first", first, rows=n_queries, n_items=n_items)
+    return np.where(np.isin(opening, items.removed), np.int32(-1), opening)
+
+
+def _reads_embeddings(learned: Learned) -> bool:
+    """Tell whether the build could make anything of the queries' embeddings."""
+    return learned.query_scale != 0 or len(learned.query_map) > 0
 
 
 def _units(learned: Learned, *, calibrated: bool) -> Units | None:
@@ -156,7 +175,7 @@ def _priors(
     )
     found: Priors
     if isinstance(given, _core.DeviceArray):
-        if learned.query_scale == 0 and len(learned.query_map) == 0:
+        if not _reads_embeddings(learned):
             return np.tile(learned.mean_query, (n_queries, 1))
         found = _core.map_embeddings(given, learned.query_scale, items.query_map)
     else:
