@@ -206,3 +206,44 @@ def test_a_transductive_index_takes_new_items_by_their_embeddings_alone(world):
     twin = index.add(world.items[:1])[0]
     ratio = index.item_factors[twin] / world.items[0]
     assert np.allclose(ratio, ratio[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_items_taken_alone_are_searched_as_among_all(world, table_scorer, dtype, tmp_path):
+    whole = shortened(world, 400).astype(dtype)
+    ids = np.random.default_rng(0).permutation(400)[:150]
+    alone = whole.take(ids)
+    whole.remove(ids[:5])  # of one of the two
+    assert (alone.n_items, alone.n_removed, alone.dtype) == (150, 0, dtype)
+    a = shortened(world, 400).search(
+        table_scorer(world.table), range(world.n_queries), only=np.sort(ids), **options(world)
+    )
+    b = alone.search(table_scorer(world.table[:, ids]), range(world.n_queries), **options(world))
+    assert np.array_equal(np.sort(ids[b.ids], axis=1), np.sort(a.ids, axis=1))
+    alone.save(tmp_path / "alone")
+    assert np.array_equal(Index.load(tmp_path / "alone").item_factors, whole.item_factors[ids])
+    alone.add(world.items[:2])
+    assert alone.n_items == 152
+
+
+def test_a_removed_item_taken_stays_removed(world):
+    index = shortened(world, 400)
+    index.remove([7])
+    assert index.take([7, 3]).n_removed == 1
+    assert index.take(np.flatnonzero(np.arange(400) != 7)).n_removed == 0
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([], r"^ids: expected one id at least, shape \(n,\), got shape \(0,\)"),
+        ([[1]], "^ids: expected one id at least"),
+        ([1, 1], "^ids: expected each item once"),
+        ([1, -1], "^ids: expected ids from 0 to 399"),
+        ([400], "^ids: expected"),
+        ([1.5], "^ids: expected integer item ids"),
+    ],
+)
+def test_bad_ids_to_take_are_named(world, ids, message):
+    with pytest.raises(ValueError, match=message):
+        shortened(world, 400).take(ids)

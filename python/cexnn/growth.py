@@ -1,4 +1,4 @@
-"""New items in a built index, and items taken out of it, without a refit."""
+"""New items in a built index, items taken out of it, and some of them alone, without a refit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from scipy.sparse import csr_array
 
 from cexnn import _core
 from cexnn.checks import check_matrix
+from cexnn.compact import Compact
 from cexnn.embedding_maps import apply_map
 from cexnn.learned import Learned
 from cexnn.prior import shrunken_mean
 from cexnn.score_csr import check_scores, stored_products, stored_rows
 
-__all__ = ["with_items", "without_items"]
+__all__ = ["items_alone", "with_items", "without_items"]
 
 FloatArray = NDArray[np.float32]
 
@@ -93,3 +94,14 @@ def without_items(learned: Learned, ids: NDArray[np.int32]) -> Learned:
     offsets = np.array(learned.item_offsets)
     offsets[ids] = -np.inf
     return replace(learned, item_offsets=offsets)
+
+
+def items_alone(learned: Learned, ids: NDArray[np.int32]) -> Learned:
+    """Keep some items alone, in this order; see `Index.take`."""
+    compact = learned.compact
+    return replace(
+        learned,
+        item_factors=learned.item_factors[ids],
+        item_offsets=learned.item_offsets[ids],
+        compact=None if compact is None else Compact(compact.codes[ids], compact.scales[ids]),
+    )

@@ -7,28 +7,22 @@ import threading
 from dataclasses import replace
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cexnn import _core
 from cexnn.arrays import to_numpy
 from cexnn.build import learn
-from cexnn.checks import check_choice, check_id_set
+from cexnn.checks import check_choice, check_ids
 from cexnn.compact import DTYPES, rounded
 from cexnn.device import resolve_device, resolve_num_threads
-from cexnn.growth import with_items, without_items
-from cexnn.index_facts import IndexFacts
+from cexnn.growth import items_alone
+from cexnn.index_growth import GrowingIndex
 from cexnn.index_search import SearchableIndex
 from cexnn.learned import Learned, read, write
 from cexnn.searched import ItemsAsTheyAre
 
 __all__ = ["Index"]
 
-FloatArray = NDArray[np.float32]
-IdArray = NDArray[np.int32]
 
-
-class Index(IndexFacts, SearchableIndex):
+class Index(GrowingIndex, SearchableIndex):
     """Items ready to be searched with a cross-encoder; made by `Index.build` or `Index.load`.
 
     May be used from several threads. `add` and `remove` change it for the searches that start
@@ -191,69 +185,41 @@ class Index(IndexFacts, SearchableIndex):
         changed = replace(learned, compact=compact)
         return type(self)(changed, device=self.device, factors=self._items.factors_there)
 
-    def add(self, item_embeddings: Any = None, scores: Any = None) -> IdArray:
-        """Place new items without a refit; the ids of all others stay as they are.
+    def take(self, ids: Any) -> Self:
+        """Return an index of some items alone, numbered anew: the i-th given has the id i.
 
-        An item goes to the place of its embedding, by the build's map or network where it has one,
-        its offset to what the embeddings of the training items say; its scores then correct both,
-        by the same ridge and the same shrunken mean that placed the training items.
+        So the room of removed items is had back, or a part of the items searched on its own.
+        What the build learned is kept.
 
         Parameters
         ----------
-        item_embeddings : (n_new, n_dims) float, optional
-            Of the dual encoder that the index was built with.
-        scores : (n_queries, n_new) SciPy sparse, optional
-            Cross-encoder scores of the new items for the training queries of the build, in
-            their order.
+        ids : (n,) int
+            Distinct ids of items, at least one. One that was removed stays so.
 
         Returns
         -------
-        (n_new,) int32
-            Their ids, the next free ones.
+        Index
+            Of its own: `add` and `remove` change one of the two.
 
         Raises
         ------
         ValueError
-            Neither given, or of another shape than the build's; nothing is added then.
+            Not distinct integers in one dimension, out of range, or none.
 
         Examples
         --------
         >>> import numpy as np
-        >>> index = Index.build(item_embeddings=np.eye(3, dtype=np.float32))
-        >>> index.add(np.ones((2, 3), dtype=np.float32))
-        array([3, 4], dtype=int32)
-        """
-        with self._growing:
-            n_before = self.n_items
-            self._items = ItemsAsTheyAre(
-                with_items(self._learned, item_embeddings, scores, resolve_num_threads(None)),
-                self.device,
-            )
-            return np.arange(n_before, self.n_items, dtype=np.int32)
-
-    def remove(self, ids: Any) -> None:
-        """Take items out: no search finds them again. The ids of all others stay as they are.
-
-        Parameters
-        ----------
-        ids : (r,) int
-            Ids of items; those already removed may be among them.
-
-        Raises
-        ------
-        ValueError
-            Not integers in one dimension, or out of range; nothing is removed then.
+        >>> index = Index.build(item_embeddings=np.eye(3, dtype=np.float32)).take([2, 0])
+        >>> index.n_items, index.item_factors.argmax(axis=1)
+        (2, array([2, 0]))
         """
         array = to_numpy("ids", ids)
-        given = check_id_set("ids", array, n_items=self.n_items)
-        if (array < 0).any():
+        if array.ndim != 1 or len(array) == 0:
+            raise ValueError(f"ids: expected one id at least, shape (n,), got shape {array.shape}")
+        given = check_ids("ids", array[None], rows=1, n_items=self.n_items)[0]
+        if (given < 0).any():
             raise ValueError(f"ids: expected ids from 0 to {self.n_items - 1}, got {ids!r}")
-        with self._growing:
-            self._items = ItemsAsTheyAre(
-                without_items(self._learned, given),
-                self.device,
-                factors=self._items.factors_there,
-            )
+        return type(self)(items_alone(self._learned, given), device=self.device)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one file, in the safetensors format; see `cexnn.storage`.
