@@ -30,6 +30,7 @@ from cexnn.cli.support import (
     split_option,
     threads_option,
 )
+from cexnn.cli.update import update
 from cexnn.export import export_onnx
 from cexnn.index_folder import read_folder
 from cexnn.retriever import Hit
@@ -54,6 +55,7 @@ main.add_command(evaluate)
 main.add_command(demo)
 main.add_command(quantize)
 main.add_command(serve)
+main.add_command(update)
 
 
 @main.command(short_help="Search an index for texts.")
