@@ -96,8 +96,10 @@ def check_matrix(
     """
     array = to_numpy(name, value)
     _check_floats(name, array, rows, cols)
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinite: refused below
-        converted = np.ascontiguousarray(array, dtype=np.float32)
+    converted = array
+    if array.dtype != np.float32 or not array.flags.c_contiguous:
+        with np.errstate(over="ignore"):  # too large for float32 becomes infinite: refused below
+            converted = np.ascontiguousarray(array, dtype=np.float32)
     if not _all_finite(converted):
         row, col = np.argwhere(~np.isfinite(converted))[0]
         raise ValueError(
@@ -144,10 +146,10 @@ def _check_floats(
 
 
 def _all_finite(array: NDArray[np.float32]) -> bool:
-    """Whether all are finite, in pieces: a memory-mapped array is not doubled in memory."""
+    """Whether all are finite, in pieces: the check keeps the GIL."""
     step = max(1, (1 << 22) // max(1, array.shape[1]))
     return all(
-        bool(np.isfinite(array[start : start + step]).all())
+        _core.all_finite(array[start : start + step].ravel())
         for start in range(0, array.shape[0], step)
     )
 
