@@ -91,12 +91,13 @@ py::tuple known_rows(const HostIds& ids, const HostFloats& scores, const HostLon
 
 py::tuple known_by_id(const HostIds& ids, const HostFloats& scores, const HostLongs& counts) {
   const cpu::KnownScores known = known_of(ids, scores, counts);
-  std::int64_t n = 0;
-  for (const std::int64_t count : known.counts) n += count;
+  HostLongs indptr(known.counts.size + 1);
+  cpu::start_rows(known, written(indptr));
+  const std::int64_t n = indptr.at(known.counts.size);
   HostIds found(n);
   HostFloats found_scores(n);
   cpu::list_by_id(known, written(found), written(found_scores));
-  return py::make_tuple(found, found_scores);
+  return py::make_tuple(indptr, found, found_scores);
 }
 
 py::tuple best_known(const HostIds& ids, const HostFloats& scores, const HostLongs& counts,

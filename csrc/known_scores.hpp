@@ -39,6 +39,9 @@ void append(const KnownScores& known, VectorView<const std::int32_t> rows,
 void start_rows(const KnownScores& known, VectorView<const std::int64_t> rows,
                 VectorView<std::int64_t> indptr_out);
 
+// The same of all rows: (n_queries + 1,).
+void start_rows(const KnownScores& known, VectorView<std::int64_t> indptr_out);
+
 // What is known of the rows, one after another: ids and scores of that matrix.
 void list_rows(const KnownScores& known, VectorView<const std::int64_t> rows,
                VectorView<std::int32_t> ids_out, VectorView<float> scores_out);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <tuple>
 #include <unordered_set>
@@ -91,6 +92,12 @@ void start_rows(const KnownScores& known, VectorView<const std::int64_t> rows,
   }
 }
 
+void start_rows(const KnownScores& known, VectorView<std::int64_t> indptr_out) {
+  check(known);
+  indptr_out[0] = 0;
+  std::partial_sum(known.counts.begin(), known.counts.end(), indptr_out.begin() + 1);
+}
+
 void list_rows(const KnownScores& known, VectorView<const std::int64_t> rows,
                VectorView<std::int32_t> ids_out, VectorView<float> scores_out) {
   std::int32_t* ids = ids_out.begin();
@@ -103,7 +110,6 @@ void list_rows(const KnownScores& known, VectorView<const std::int64_t> rows,
 
 void list_by_id(const KnownScores& known, VectorView<std::int32_t> ids_out,
                 VectorView<float> scores_out) {
-  check(known);
   std::vector<Scored> row;
   std::int64_t n = 0;
   for (std::int64_t q = 0; q < known.counts.size; ++q) {

@@ -89,9 +89,8 @@ class KnownScores:
 
     def matrix(self, n_items: int) -> csr_array:
         """Return all of them, (n_queries, n_items)."""
-        indptr = np.concatenate([[0], np.cumsum(self.counts)])
-        ids, scores = _core.known_by_id(self.ids, self.scores, self.counts)
-        return csr_from_rows(indptr, ids, scores, (len(self.counts), n_items))
+        rows = _core.known_by_id(self.ids, self.scores, self.counts)
+        return csr_from_rows(*rows, (len(self.counts), n_items))
 
 
 def blank(n_queries: int, k: int) -> tuple[IdArray, FloatArray]:
