@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
-from cexnn.lsa import LsaEncoder, split_words
+from cexnn.lsa import LsaEncoder, _directions, split_words
 
 TEXTS = [
     "sort a list of numbers",
@@ -65,6 +66,24 @@ def test_is_deterministic_signs_included() -> None:
     np.testing.assert_allclose(LsaEncoder.fit(TEXTS, n_dims=3, min_df=1)(TEXTS), first, atol=1e-6)
     other_seed = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1, seed=5)(TEXTS)
     np.testing.assert_allclose(other_seed, first, atol=1e-4)
+
+
+@pytest.mark.parametrize("times", [1, 5])  # fewer texts than words, and more
+def test_words_that_repeat_give_the_same_encoder_each_time(times: int) -> None:
+    verbs, nouns = ("copy", "delete", "open", "sort"), ("file", "list", "folder", "string", "date")
+    texts = [f"{verb} a {noun} {verb}s {noun}s" for verb in verbs for noun in nouns] * times
+    texts = texts if times > 1 else texts[::2]  # as many directions as there are: 9 words twice
+    first = LsaEncoder.fit(texts, n_dims=7, min_df=1)(texts)
+    for _ in range(4):
+        assert np.array_equal(LsaEncoder.fit(texts, n_dims=7, min_df=1)(texts), first)
+
+
+def test_directions_by_texts_are_those_by_words() -> None:
+    rows = csr_array(np.random.default_rng(0).random((20, 12)))
+    for matrix in (rows, csr_array(rows.T)):
+        found = _directions(matrix, 5, seed=0)
+        wanted = np.linalg.svd(matrix.toarray(), full_matrices=False)[2][:5]
+        assert np.allclose(np.abs((found * wanted).sum(axis=1)), 1)
 
 
 def test_related_texts_are_near() -> None:

@@ -23,6 +23,7 @@ _STOP_WORDS = """
     then there these they this those to was we were what when where which while who whom why will
     with would you your
 """
+SMALL = 512  # texts or words whose products are taken apart in full
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -94,7 +95,7 @@ class LsaEncoder:
         min_df : int
             Words found in fewer texts than this are left out.
         seed : int
-            Seed of the start vector of the singular value decomposition.
+            Seed of the start vector of the singular value decomposition of many texts.
 
         Returns
         -------
@@ -122,9 +123,7 @@ class LsaEncoder:
         idf = (np.log((1 + len(texts)) / (1 + counts)) + 1).astype(np.float32)
         encoder = cls(terms, idf, np.zeros((len(terms), n_dims), np.float32))
         rows = encoder._weigh(texts).astype(np.float64)
-        start = np.random.default_rng(seed).standard_normal(min(rows.shape))
-        _, values, right = svds(rows, k=n_dims, v0=start)
-        right = right[np.argsort(-values, kind="stable")]
+        right = _directions(rows, n_dims, seed)
         largest = right[np.arange(n_dims), np.argmax(np.abs(right), axis=1)]
         right *= np.where(largest < 0, -1.0, 1.0)[:, None]
         return cls(terms, idf, np.ascontiguousarray(right.T, np.float32))
@@ -248,3 +247,20 @@ class LsaEncoder:
         data = (weights / norms[rows]).astype(np.float32)
         shape = (len(texts), len(self._columns))
         return csr_array((data, ids, np.array(starts, np.int64)), shape=shape)
+
+
+def _directions(rows: csr_array, n_dims: int, seed: int) -> NDArray[np.float64]:
+    """Return the first right singular vectors, (n_dims, n_words)."""
+    if min(rows.shape) > SMALL:
+        start = np.random.default_rng(seed).standard_normal(min(rows.shape))
+        _, values, right = svds(rows, k=n_dims, v0=start)
+        return right[np.argsort(-values, kind="stable")]
+    # The iteration runs out of directions where few texts or words are left, and goes on at random.
+    by_word = rows.shape[1] <= rows.shape[0]
+    gram = (rows.T @ rows if by_word else rows @ rows.T).toarray()
+    squares, vectors = (part[..., ::-1][..., :n_dims] for part in np.linalg.eigh(gram))
+    if not by_word:
+        lengths = np.sqrt(np.maximum(squares, 1e-12 * squares[0]))  # of none: about none
+        vectors = rows.T @ vectors / lengths
+    found: NDArray[np.float64] = vectors.T
+    return found
