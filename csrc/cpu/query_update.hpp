@@ -10,28 +10,10 @@
 #include <vector>
 
 #include "../searcher.hpp"
+#include "query_state.hpp"
 #include "ridge.hpp"
 
 namespace cexnn::cpu {
-
-// One query's system, grown by rows. While a query has not many more scores than factors it is the
-// dual one: the Cholesky factor of K + noise I, packed (n (n + 1) / 2 doubles). Beyond, the primal
-// one of the features [sqrt(factor_variance) v, sqrt(prior_scale_variance) p,
-// sqrt(shift_variance)]: their Gram matrix, (d + 2)^2 doubles however many the scores.
-struct QueryState {
-  std::int64_t n_done = 0;
-  double noise = 0.0;
-  double largest = 0.0;          // largest K_ii so far
-  std::vector<double> fit;       // p of the scores done
-  std::vector<double> cholesky;  // dual: rows of L, packed
-  std::vector<double> gram;      // primal: lower triangle, (d + 2, d + 2)
-  bool primal = false;
-};
-
-// The rows of the dual form's Cholesky factor.
-inline auto dual_row(const QueryState& state) {
-  return [&state](std::int64_t i) { return state.cholesky.data() + i * (i + 1) / 2; };
-}
 
 // Updates one query; see QueryModel and Searcher::posterior for the formulas.
 class QueryUpdate {
@@ -63,7 +45,8 @@ class QueryUpdate {
       out[j] = static_cast<float>(prior_weight * prior_[j] + step_weight * step[j]);
   }
 
-  // See Searcher::posterior. An item costs 2 n d + n^2 flops or, in the primal form, d^2.
+  // See Searcher::posterior. An item costs 2 n d + n^2 flops or, in the primal form, d^2. Several
+  // share the reads of the known rows.
   void posterior(QueryState& state, VectorView<const std::int32_t> items, VectorView<float> means,
                  VectorView<float> variances) {
     append(state);
@@ -74,20 +57,28 @@ class QueryUpdate {
       whitened = residuals(state);
       solve_lower(k_, dual_row(state), ids_.size, whitened.data());
     }
-    std::vector<double> with_scores(whitened.size());
+    const auto n = static_cast<std::int64_t>(whitened.size());
     const double noise = ids_.empty() ? model_.noise_variance : state.noise;
-    for (std::int64_t c = 0; c < items.size; ++c) {
-      const std::int32_t i = items[c];
-      means[c] = variances[c] = std::numeric_limits<float>::quiet_NaN();
-      if (i < 0) continue;
-      const double p = k_.dot_wide(items_.row(i), prior_, d_);
-      const double prior_mean = model_.offset + (offsets_.empty() ? 0.0 : offsets_[i]) + p;
-      const double unknown = state.primal ? spread_primal(state, i, p, with_scores)
-                                          : spread_dual(state, i, p, with_scores);
-      const auto n = static_cast<std::int64_t>(whitened.size());
-      const double moved = k_.dot_f64(with_scores.data(), whitened.data(), n);
-      means[c] = static_cast<float>(prior_mean + moved);
-      variances[c] = static_cast<float>(std::max(0.0, unknown) + noise);
+    std::vector<double> with_scores(static_cast<std::size_t>(kRowsAtOnce * n));
+    for (std::int64_t c = 0; c < items.size;) {
+      AskedItems asked;
+      for (; c < items.size && asked.n < kRowsAtOnce; ++c) {
+        means[c] = variances[c] = std::numeric_limits<float>::quiet_NaN();
+        if (items[c] < 0) continue;
+        asked.rows[asked.n] = with_scores.data() + asked.n * n;
+        asked.add(items[c], c, k_.dot_wide(items_.row(items[c]), prior_, d_));
+      }
+      if (state.primal) {
+        spread_primal(state, asked);
+      } else {
+        spread_dual(state, asked);
+      }
+      for (int r = 0; r < asked.n; ++r) {
+        const double offset = offsets_.empty() ? 0.0 : offsets_[asked.items[r]];
+        const double moved = k_.dot_f64(asked.rows[r], whitened.data(), n);
+        means[asked.places[r]] = static_cast<float>(model_.offset + offset + asked.fit[r] + moved);
+        variances[asked.places[r]] = static_cast<float>(std::max(0.0, asked.unknown[r]) + noise);
+      }
     }
   }
 
@@ -142,19 +133,16 @@ class QueryUpdate {
     return residual;
   }
 
-  static constexpr int kRowsAtOnce = 4;
-
   // Rows first, first + 1, ... of the Cholesky factor, n_rows of them. Each product of two rows is
   // summed in the same order whatever rows are appended with it: up to a column that is a multiple
   // of 4 by blocks of rows, the rest one by one.
   void append_dual(QueryState& state, std::int64_t first, int n_rows) {
     double* rows[kRowsAtOnce];
-    features_.resize(static_cast<std::size_t>(kRowsAtOnce * d_));
-    for (int r = 0; r < n_rows; ++r) {
+    for (int r = 0; r < n_rows; ++r)
       rows[r] = state.cholesky.data() + (first + r) * (first + r + 1) / 2;
-      std::copy_n(items_.row(ids_[first + r]), d_, features_.data() + r * d_);
-    }
-    fill_kernel(state, first, n_rows, rows);
+    fill_kernel(state, &ids_[first], &state.fit[static_cast<std::size_t>(first)], n_rows, first + 1,
+                1, rows);
+    for (int r = 0; r < n_rows; ++r) rows[r][first + r] += state.noise;
     const std::int64_t together = first / kRowsAtOnce * kRowsAtOnce;
     for (std::int64_t j = 0; j < together; j += kRowsAtOnce)
       eliminate(state, rows, n_rows, j, kRowsAtOnce);
@@ -170,23 +158,29 @@ class QueryUpdate {
     }
   }
 
-  // K + noise I of new rows, whose factors are in features_, up to their diagonals.
-  void fill_kernel(const QueryState& state, std::int64_t first, int n_rows, double** rows) const {
+  // Rows of K, those of these items and the first n_columns known ones, `more` in each row than in
+  // the one before. `fit`: the items' p.
+  void fill_kernel(const QueryState& state, const std::int32_t* ids, const double* fit, int n_rows,
+                   std::int64_t n_columns, std::int64_t more, double** rows) {
     const double* mine[kRowsAtOnce];
-    for (int r = 0; r < n_rows; ++r) mine[r] = features_.data() + r * d_;
+    features_.resize(static_cast<std::size_t>(kRowsAtOnce * d_));
+    for (int r = 0; r < n_rows; ++r) {
+      mine[r] = features_.data() + r * d_;
+      std::copy_n(items_.row(ids[r]), d_, features_.data() + r * d_);
+    }
     double products[kRowsAtOnce * kRowsAtOnce];
-    for (std::int64_t j = 0; j < first + n_rows; j += kRowsAtOnce) {
-      const int n = static_cast<int>(std::min<std::int64_t>(kRowsAtOnce, first + n_rows - j));
+    const std::int64_t end = n_columns + more * (n_rows - 1);
+    for (std::int64_t j = 0; j < end; j += kRowsAtOnce) {
+      const int n = static_cast<int>(std::min<std::int64_t>(kRowsAtOnce, end - j));
       const float* others[kRowsAtOnce];
       for (int c = 0; c < n; ++c) others[c] = items_.row(ids_[j + c]);
       k_.dots_wide(mine, n_rows, others, n, d_, products);
       for (int r = 0; r < n_rows; ++r)
-        for (int c = 0; c < n && j + c <= first + r; ++c)
+        for (int c = 0; c < n && j + c < n_columns + more * r; ++c)
           rows[r][j + c] = model_.factor_variance * products[kRowsAtOnce * r + c] +
                            model_.shift_variance +
-                           model_.prior_scale_variance * state.fit[first + r] * state.fit[j + c];
+                           model_.prior_scale_variance * fit[r] * state.fit[j + c];
     }
-    for (int r = 0; r < n_rows; ++r) rows[r][first + r] += state.noise;
   }
 
   // Columns j .. j + n_columns of rows whose columns before are done.
@@ -205,14 +199,17 @@ class QueryUpdate {
     }
   }
 
-  // Fills column with L^-1 K_Si and returns the variance of item i that the scores leave.
-  double spread_dual(const QueryState& state, std::int64_t i, double p,
-                     std::vector<double>& column) const {
-    const float* v = items_.row(i);
-    for (std::int64_t j = 0; j < ids_.size; ++j)
-      column[j] = kernel(v, items_.row(ids_[j]), p, state.fit[j]);
-    solve_lower(k_, dual_row(state), ids_.size, column.data());
-    return kernel(v, v, p, p) - k_.dot_f64(column.data(), column.data(), ids_.size);
+  // Each row is L^-1 K_Si, as if the item were scored next.
+  void spread_dual(const QueryState& state, AskedItems& asked) {
+    const std::int64_t n = ids_.size;
+    fill_kernel(state, asked.items, asked.fit, asked.n, n, 0, asked.rows);
+    for (std::int64_t j = 0; j < n; j += kRowsAtOnce)
+      eliminate(state, asked.rows, asked.n, j, static_cast<int>(std::min<std::int64_t>(4, n - j)));
+    for (int r = 0; r < asked.n; ++r) {
+      const float* v = items_.row(asked.items[r]);
+      asked.unknown[r] =
+          kernel(v, v, asked.fit[r], asked.fit[r]) - k_.dot_f64(asked.rows[r], asked.rows[r], n);
+    }
   }
 
   // Fills step with factor_variance V^T a and returns prior_scale_variance p.a.
@@ -274,13 +271,14 @@ class QueryUpdate {
     return std::sqrt(model_.prior_scale_variance) * x[d_];
   }
 
-  // The same as spread_dual of L^-1 f, f the features of item i: noise |L^-1 f|^2.
-  double spread_primal(const QueryState& state, std::int64_t i, double p,
-                       std::vector<double>& column) {
-    fill_features(i, p);
-    std::copy(features_.begin(), features_.end(), column.begin());
-    solve_lower(k_, [this](std::int64_t j) { return primal_row(j); }, d_ + 2, column.data());
-    return state.noise * k_.dot_f64(column.data(), column.data(), d_ + 2);
+  // The same as spread_dual of L^-1 f, f the features of an item: noise |L^-1 f|^2.
+  void spread_primal(const QueryState& state, AskedItems& asked) {
+    for (int r = 0; r < asked.n; ++r) {
+      fill_features(asked.items[r], asked.fit[r]);
+      std::copy_n(features_.data(), d_ + 2, asked.rows[r]);
+      solve_lower(k_, [this](std::int64_t j) { return primal_row(j); }, d_ + 2, asked.rows[r]);
+      asked.unknown[r] = state.noise * k_.dot_f64(asked.rows[r], asked.rows[r], d_ + 2);
+    }
   }
 
   const Kernels& k_;
