@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from cexnn.lsa import LsaEncoder, _directions, split_words
+from cexnn.lsa import LsaEncoder, _directions
+from cexnn.words import split_pieces
 
 TEXTS = [
     "sort a list of numbers",
@@ -23,21 +25,6 @@ TEXTS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("snake_case_name", ["snake", "case", "name"]),
-        ("CamelCaseName", ["camel", "case", "name"]),
-        ("HTTPServer", ["http", "server"]),
-        ("float32 and utf-8", ["float", "32", "and", "utf", "8"]),
-        ("Größe, naïve", ["größe", "naïve"]),
-        ("?!", []),
-    ],
-)
-def test_splits_words(text: str, words: list[str]) -> None:
-    assert split_words(text) == words
-
-
 def test_vectors_are_unit_length_float32_and_contiguous() -> None:
     vectors = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1)(TEXTS)
     assert vectors.dtype == np.float32
@@ -46,11 +33,22 @@ def test_vectors_are_unit_length_float32_and_contiguous() -> None:
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
 
 
-def test_is_the_truncated_svd_of_the_weighted_counts() -> None:
-    encoder = LsaEncoder.fit(TEXTS, n_dims=4, min_df=1)
+def words_of(text: str) -> list[str]:
     stop_words = {"a", "an", "by", "for", "in", "of", "the"}
-    terms = sorted({word for text in TEXTS for word in split_words(text)} - stop_words)
-    counts = np.array([[split_words(text).count(term) for term in terms] for text in TEXTS])
+    return [word for word in text.split() if word not in stop_words]
+
+
+def pieces_of(text: str) -> list[str]:
+    return split_pieces(text, 4)
+
+
+@pytest.mark.parametrize(("length", "terms_of"), [(None, words_of), (4, pieces_of)])
+def test_is_the_truncated_svd_of_the_weighted_counts(
+    length: int | None, terms_of: Callable[[str], list[str]]
+) -> None:
+    encoder = LsaEncoder.fit(TEXTS, n_dims=4, min_df=1, piece_length=length)
+    terms = sorted({term for text in TEXTS for term in terms_of(text)})
+    counts = np.array([[terms_of(text).count(term) for term in terms] for text in TEXTS])
     idf = np.log((1 + len(TEXTS)) / (1 + (counts > 0).sum(0))) + 1
     rows = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0) * idf
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
@@ -73,9 +71,10 @@ def test_words_that_repeat_give_the_same_encoder_each_time(times: int) -> None:
     verbs, nouns = ("copy", "delete", "open", "sort"), ("file", "list", "folder", "string", "date")
     texts = [f"{verb} a {noun} {verb}s {noun}s" for verb in verbs for noun in nouns] * times
     texts = texts if times > 1 else texts[::2]  # as many directions as there are: 9 words twice
-    first = LsaEncoder.fit(texts, n_dims=7, min_df=1)(texts)
+    options: Any = {"n_dims": 7, "min_df": 1, "piece_length": None}
+    first = LsaEncoder.fit(texts, **options)(texts)
     for _ in range(4):
-        assert np.array_equal(LsaEncoder.fit(texts, n_dims=7, min_df=1)(texts), first)
+        assert np.array_equal(LsaEncoder.fit(texts, **options)(texts), first)
 
 
 def test_directions_by_texts_are_those_by_words() -> None:
@@ -90,6 +89,16 @@ def test_related_texts_are_near() -> None:
     encoder = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1)
     similarity = encoder(["reading a file"]) @ encoder(TEXTS).T
     assert set(np.argsort(-similarity[0])[:4]) == {2, 3, 4, 6}
+
+
+def test_by_pieces_words_of_one_stem_are_near() -> None:
+    texts = ["reading lists", "a listed reader", "stop words", "stopping", "an open door", "opened"]
+    queries = ["lister", "stopped", "opener"]
+    by_words = LsaEncoder.fit(texts, n_dims=3, min_df=1, piece_length=None)
+    assert not by_words(queries).any()
+    encoder = LsaEncoder.fit(texts, n_dims=3, min_df=1, piece_length=4)
+    best = np.argsort(-(encoder(queries) @ encoder(texts).T), axis=1)[:, :2]
+    np.testing.assert_array_equal(np.sort(best, axis=1), [[0, 1], [2, 3], [4, 5]])
 
 
 def test_unknown_words_give_zero() -> None:
@@ -110,8 +119,9 @@ def test_one_by_one_gives_the_same() -> None:
     np.testing.assert_allclose(single, encoder(TEXTS), atol=1e-6)
 
 
-def test_round_trip(tmp_path: Path) -> None:
-    encoder = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1)
+@pytest.mark.parametrize("length", [None, 4])
+def test_round_trip(tmp_path: Path, length: int | None) -> None:
+    encoder = LsaEncoder.fit(TEXTS, n_dims=3, min_df=1, piece_length=length)
     encoder.save(tmp_path / "lsa.bin")
     loaded = LsaEncoder.load(tmp_path / "lsa.bin")
     assert loaded.n_dims == 3
@@ -140,6 +150,8 @@ def test_refuses_a_foreign_file(tmp_path: Path) -> None:
         (TEXTS, {"n_dims": len(TEXTS), "min_df": 1}, "n_dims"),
         (TEXTS, {"n_dims": 2, "min_df": 0}, "min_df"),
         (TEXTS, {"n_dims": 2, "min_df": 100}, "n_dims"),
+        (TEXTS, {"n_dims": 2, "piece_length": 0}, "piece_length"),
+        (TEXTS, {"n_dims": 2, "piece_length": 4.0}, "piece_length"),
     ],
 )
 def test_bad_input(texts: Any, options: dict[str, int], name: str) -> None:

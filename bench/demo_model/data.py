@@ -16,7 +16,7 @@ import numpy as np
 
 from cexnn.demo import corpus
 from cexnn.demo.questions import ask, first_sentence
-from cexnn.lsa import split_words
+from cexnn.words import split_words
 
 HELD_OUT_SHARE = 0.15
 _SENTENCES = re.compile(r"(?<=[\w)\]'\"]{2}[.;])\s+(?=[A-Z`(])")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,47 +14,24 @@ from scipy.sparse.linalg import svds
 
 from cexnn.checks import check_float, check_int, check_matrix
 from cexnn.items import check_texts
+from cexnn.words import STOP_WORDS, split_pieces, split_words
 
-_WORD = re.compile(r"[^\W\d_]+|\d+")
-_STOP_WORDS = """
-    a an and are as at be been but by can did do does for from had has have he her his how i if
-    in into is it its me my no not of on or our she should so some such than that the their them
-    then there these they this those to was we were what when where which while who whom why will
-    with would you your
-"""
-SMALL = 512  # texts or words whose products are taken apart in full
-_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+__all__ = ["LsaEncoder"]
 
-
-def split_words(text: str) -> list[str]:
-    """Lowercase words of a text, with snake_case and CamelCase identifiers taken apart.
-
-    Parameters
-    ----------
-    text : str
-        Any text.
-
-    Returns
-    -------
-    list of str
-        Runs of letters and runs of digits, in the order of the text.
-
-    Examples
-    --------
-    >>> split_words("HTTPServer.read_line2")
-    ['http', 'server', 'read', 'line', '2']
-    """
-    return [part.lower() for word in _WORD.findall(text) for part in _CAMEL.split(word)]
+SMALL = 512  # texts or terms whose products are taken apart in full
 
 
 class LsaEncoder:
     """Texts to unit vectors by latent semantic analysis (Deerwester et al., 1990).
 
-    A text is the row ``x`` with ``x_t = (1 + ln tf_t) * idf_t`` over its words ``t`` (those of
-    `split_words`, without English stop words such as "the" and "how"), where
+    A text is the row ``x`` with ``x_t = (1 + ln tf_t) * idf_t`` over its terms ``t``, where
     ``idf_t = ln((1 + n) / (1 + df_t)) + 1``, scaled to unit length. The encoder is the map
     ``x -> x V / |x V|`` with ``V`` the ``n_dims`` leading right singular vectors of the rows
-    of the fitted texts. A text without a single known word becomes the zero vector.
+    of the fitted texts. A text without a single known term becomes the zero vector.
+
+    The terms are pieces of words, four characters each (`split_pieces`): "diabetes" and "diabetic"
+    have something in common, as they have for a cross-encoder, which reads pieces itself. Or they
+    are whole words (`split_words`), without English stop words such as "the" and "how".
 
     Make one with `fit` or `load`; it then serves as ``encoder`` of a retriever.
 
@@ -69,11 +45,16 @@ class LsaEncoder:
     """
 
     def __init__(
-        self, terms: Sequence[str], idf: NDArray[np.float32], components: NDArray[np.float32]
+        self,
+        terms: Sequence[str],
+        idf: NDArray[np.float32],
+        components: NDArray[np.float32],
+        piece_length: int | None = None,
     ) -> None:
         self._columns = {term: column for column, term in enumerate(terms)}
         self._idf = idf
         self._components = components
+        self._piece_length = piece_length
 
     @property
     def n_dims(self) -> int:
@@ -82,18 +63,27 @@ class LsaEncoder:
 
     @classmethod
     def fit(
-        cls, texts: Iterable[str], *, n_dims: int = 128, min_df: int = 2, seed: int = 0
+        cls,
+        texts: Iterable[str],
+        *,
+        n_dims: int = 128,
+        min_df: int = 2,
+        piece_length: int | None = 4,
+        seed: int = 0,
     ) -> LsaEncoder:
-        """Learn words, weights and directions from texts.
+        """Learn terms, weights and directions from texts.
 
         Parameters
         ----------
         texts : iterable of str
             The texts, usually the items.
         n_dims : int
-            Length of the vectors; below the number of texts and of kept words.
+            Length of the vectors; below the number of texts and of kept terms.
         min_df : int
-            Words found in fewer texts than this are left out.
+            Terms found in fewer texts than this are left out.
+        piece_length : int or None
+            Of the terms, in characters; None: whole words. Pieces of four find more, also beside
+            another encoder (``bench/README.md``), and take two to three times as long.
         seed : int
             Seed of the start vector of the singular value decomposition of many texts.
 
@@ -110,23 +100,27 @@ class LsaEncoder:
         texts = check_texts("texts", texts)
         n_dims = check_int("n_dims", n_dims, minimum=1)
         min_df = check_int("min_df", min_df, minimum=1)
-        document_counts = Counter(word for text in texts for word in set(split_words(text)))
-        frequent = {word for word, count in document_counts.items() if count >= min_df}
-        terms = sorted(frequent.difference(_STOP_WORDS.split()))
+        if piece_length is not None:
+            check_int("piece_length", piece_length, minimum=1)
+        document_counts = Counter(
+            term for text in texts for term in set(_split(text, piece_length))
+        )
+        frequent = {term for term, count in document_counts.items() if count >= min_df}
+        terms = sorted(frequent.difference([] if piece_length else STOP_WORDS))
         limit = min(len(texts), len(terms))
         if n_dims >= limit:
             raise ValueError(
-                f"n_dims: expected less than the {len(texts)} texts and the {len(terms)} words "
+                f"n_dims: expected less than the {len(texts)} texts and the {len(terms)} terms "
                 f"found in at least {min_df} of them, got {n_dims}"
             )
         counts = np.array([document_counts[term] for term in terms], np.float64)
         idf = (np.log((1 + len(texts)) / (1 + counts)) + 1).astype(np.float32)
-        encoder = cls(terms, idf, np.zeros((len(terms), n_dims), np.float32))
+        encoder = cls(terms, idf, np.zeros((len(terms), n_dims), np.float32), piece_length)
         rows = encoder._weigh(texts).astype(np.float64)
         right = _directions(rows, n_dims, seed)
         largest = right[np.arange(n_dims), np.argmax(np.abs(right), axis=1)]
         right *= np.where(largest < 0, -1.0, 1.0)[:, None]
-        return cls(terms, idf, np.ascontiguousarray(right.T, np.float32))
+        return cls(terms, idf, np.ascontiguousarray(right.T, np.float32), piece_length)
 
     def __call__(self, texts: Iterable[str]) -> NDArray[np.float32]:
         """Encode texts.
@@ -139,7 +133,7 @@ class LsaEncoder:
         Returns
         -------
         ndarray, float32, (n_texts, n_dims)
-            Rows of length 1 (0 for a text without a known word), C-contiguous.
+            Rows of length 1 (0 for a text without a known term), C-contiguous.
         """
         texts = check_texts("texts", texts)
         projected = np.asarray(self._weigh(texts) @ self._components, np.float32)
@@ -195,8 +189,15 @@ class LsaEncoder:
             The file, used as it is given.
         """
         terms = np.frombuffer("\n".join(self._columns).encode(), np.uint8)
+        length = np.array(self._piece_length or 0)
         with open(path, "wb") as file:
-            np.savez_compressed(file, terms=terms, idf=self._idf, components=self._components)
+            np.savez_compressed(
+                file,
+                terms=terms,
+                idf=self._idf,
+                components=self._components,
+                piece_length=length,
+            )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LsaEncoder:
@@ -221,6 +222,7 @@ class LsaEncoder:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 terms = arrays["terms"].tobytes().decode().split("\n")
                 idf, components = arrays["idf"], arrays["components"]
+                piece_length = int(arrays.get("piece_length", 0)) or None  # none: of older versions
         except OSError:
             raise
         except Exception as error:
@@ -228,15 +230,15 @@ class LsaEncoder:
         shapes = idf.shape, components.shape[:1], components.ndim
         if shapes != ((len(terms),), (len(terms),), 2):
             raise ValueError(f"path: expected the file of an LsaEncoder, got {path}")
-        return cls(terms, idf, components)
+        return cls(terms, idf, components, piece_length)
 
     def _weigh(self, texts: Sequence[str]) -> csr_array[Any, Any]:
         columns: list[int] = []
         tf: list[int] = []
         starts = [0]
         for text in texts:
-            words = (self._columns.get(word) for word in split_words(text))
-            counts = sorted(Counter(column for column in words if column is not None).items())
+            found = (self._columns.get(term) for term in _split(text, self._piece_length))
+            counts = sorted(Counter(column for column in found if column is not None).items())
             columns.extend(column for column, _ in counts)
             tf.extend(count for _, count in counts)
             starts.append(len(columns))
@@ -250,17 +252,21 @@ class LsaEncoder:
 
 
 def _directions(rows: csr_array, n_dims: int, seed: int) -> NDArray[np.float64]:
-    """Return the first right singular vectors, (n_dims, n_words)."""
+    """Return the first right singular vectors, (n_dims, n_terms)."""
     if min(rows.shape) > SMALL:
         start = np.random.default_rng(seed).standard_normal(min(rows.shape))
         _, values, right = svds(rows, k=n_dims, v0=start)
         return right[np.argsort(-values, kind="stable")]
-    # The iteration runs out of directions where few texts or words are left, and goes on at random.
-    by_word = rows.shape[1] <= rows.shape[0]
-    gram = (rows.T @ rows if by_word else rows @ rows.T).toarray()
+    # The iteration runs out of directions where few texts or terms are left, and goes on at random.
+    by_term = rows.shape[1] <= rows.shape[0]
+    gram = (rows.T @ rows if by_term else rows @ rows.T).toarray()
     squares, vectors = (part[..., ::-1][..., :n_dims] for part in np.linalg.eigh(gram))
-    if not by_word:
+    if not by_term:
         lengths = np.sqrt(np.maximum(squares, 1e-12 * squares[0]))  # of none: about none
         vectors = rows.T @ vectors / lengths
     found: NDArray[np.float64] = vectors.T
     return found
+
+
+def _split(text: str, piece_length: int | None) -> list[str]:
+    return split_words(text) if piece_length is None else split_pieces(text, piece_length)

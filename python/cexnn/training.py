@@ -23,7 +23,7 @@ CHUNK_SIZE = 1024  # pairs between two looks at the progress bar, and lost if in
 
 
 def fit_encoder(texts: Sequence[str], *, n_dims: int = 128) -> LsaEncoder:
-    """Fit a latent semantic analysis to texts, with fewer dimensions where there are few words.
+    """Fit a latent semantic analysis to texts, with fewer dimensions where there are few terms.
 
     Parameters
     ----------
@@ -39,12 +39,12 @@ def fit_encoder(texts: Sequence[str], *, n_dims: int = 128) -> LsaEncoder:
     Raises
     ------
     ValueError
-        Texts that share no words.
+        Texts that share no pieces of words.
 
     Examples
     --------
     >>> fit_encoder(["sort a list", "sort an array", "open a file", "read a file"]).n_dims
-    1
+    2
     """
     while True:
         try:
@@ -52,7 +52,7 @@ def fit_encoder(texts: Sequence[str], *, n_dims: int = 128) -> LsaEncoder:
         except ValueError as error:
             if n_dims <= 1:
                 raise ValueError(
-                    "texts: expected more words that several texts share, for latent semantic "
+                    "texts: expected more that several texts have in common, for latent semantic "
                     "analysis (with embeddings of your own it is not needed)"
                 ) from error
             n_dims //= 2

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cexnn.lsa import split_words
+from cexnn.words import split_words
 
 __all__ = [
     "Item",
