@@ -30,7 +30,7 @@ namespace cexnn::cpu {
 class CoarseItems {
  public:
   CoarseItems(MatrixView<const float> items, int num_threads)
-      : d_(items.cols), block_bytes_(padded(items.cols, 8) / 8 * vector_bytes()) {
+      : d_(items.cols), block_bytes_(padded(items.cols, 8) / 8 * block_items() * 4) {
     std::mt19937 random(kSeed);
     float* dither = dither_.data(d_);
     double* query_dither = query_dither_.data(d_);
@@ -38,17 +38,17 @@ class CoarseItems {
       dither[j] = static_cast<float>(random() >> 13) * 0x1p-19F;
       query_dither[j] = static_cast<double>(random()) * 0x1p-32;
     }
-    const std::int64_t lanes = kernels().lanes, n_blocks = (items.rows + lanes - 1) / lanes;
+    const std::int64_t at_once = block_items(), n_blocks = (items.rows + at_once - 1) / at_once;
     const std::int64_t n_tasks = (n_blocks + kBlocksPerTask - 1) / kBlocksPerTask;
     blocks_.reset(new Line[static_cast<std::size_t>(n_blocks * block_bytes_ / kLineBytes + 1)]);
-    float* steps = steps_.data(n_blocks * lanes);
+    float* steps = steps_.data(n_blocks * at_once);
     std::vector<Sizes> sizes(static_cast<std::size_t>(n_tasks));
     parallel_for(n_tasks, num_threads, [&](std::int64_t task, int) {
-      const std::int64_t begin = task * kBlocksPerTask * lanes;
-      const std::int64_t end = std::min(items.rows, begin + kBlocksPerTask * lanes);
+      const std::int64_t begin = task * kBlocksPerTask * at_once;
+      const std::int64_t end = std::min(items.rows, begin + kBlocksPerTask * at_once);
       Sizes& mine = sizes[static_cast<std::size_t>(task)];
-      for (std::int64_t i = begin; i < end; i += lanes) {
-        const std::int64_t n = std::min(lanes, end - i);
+      for (std::int64_t i = begin; i < end; i += at_once) {
+        const std::int64_t n = std::min(at_once, end - i);
         mine.factor = std::max(mine.factor,
                                kernels().pack_i4(items.row(i), n, d_, dither, block(i), steps + i));
         for (std::int64_t t = i; t < i + n; ++t) {
@@ -66,9 +66,9 @@ class CoarseItems {
   // Of magnitudes that floats have room for in products and sums.
   bool is_usable() const { return largest_.factor <= 1e15F; }
 
-  // i is the first of a block: a multiple of Kernels::lanes.
+  // i is the first of a block: a multiple of twice Kernels::lanes.
   const std::uint8_t* block(std::int64_t i) const {
-    return blocks_[0].bytes + i / kernels().lanes * block_bytes_;
+    return blocks_[0].bytes + i / block_items() * block_bytes_;
   }
   const float* steps(std::int64_t i) const { return steps_.data() + i; }
   VectorView<const float> dither() const { return {dither_.data(), d_}; }
@@ -77,7 +77,7 @@ class CoarseItems {
   float norm() const { return largest_.norm; }
 
  private:
-  static constexpr std::int64_t kBlocksPerTask = 256;
+  static constexpr std::int64_t kBlocksPerTask = 128;
   static constexpr std::int64_t kLineBytes = 64;
   static constexpr std::uint32_t kSeed = 20240229;  // any
 
@@ -89,9 +89,7 @@ class CoarseItems {
     std::uint8_t bytes[kLineBytes];
   };
 
-  static std::int64_t vector_bytes() {
-    return kernels().lanes * static_cast<std::int64_t>(sizeof(float));
-  }
+  static std::int64_t block_items() { return 2 * kernels().lanes; }
   std::uint8_t* block(std::int64_t i) {
     return const_cast<std::uint8_t*>(static_cast<const CoarseItems*>(this)->block(i));
   }
@@ -167,7 +165,9 @@ class CoarseItemsInUse {
   std::shared_ptr<const CoarseItems> get(int num_threads) const {
     constexpr std::int64_t kLeastFactors = 1 << 22;
     constexpr int kPassesBefore = 16;
-    if (kernels().dots_i4 == nullptr || items_.rows * items_.cols < kLeastFactors) return nullptr;
+    constexpr std::int64_t kMostFactors = 1 << 16;  // of an item
+    if (kernels().dots_i4 == nullptr || items_.cols > kMostFactors) return nullptr;
+    if (items_.rows * items_.cols < kLeastFactors) return nullptr;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       if (n_passes_ < kPassesBefore) ++n_passes_;

@@ -32,7 +32,7 @@ class BoundedTopK {
         counted_(counted),
         k_(static_cast<std::size_t>(k)),
         most_(static_cast<std::size_t>(most)),
-        capacity_(std::max(kLeastCapacity, 2 * k_)) {}
+        capacity_(std::max(kLeastCapacity, kWaitingPerWanted * k_)) {}
 
   // A bound that is not above it need not be offered.
   float bar() const { return bar_; }
@@ -66,7 +66,7 @@ class BoundedTopK {
   }
 
  private:
-  static constexpr std::size_t kLeastCapacity = 1024;
+  static constexpr std::size_t kLeastCapacity = 256, kWaitingPerWanted = 16;
   static constexpr std::size_t kAhead = 8;  // rows asked for before they are needed
 
   void tighten() {
@@ -134,7 +134,7 @@ class CoarseScan {
   // coarse items.
   std::vector<BoundedTopK> run(const QueryBlock& block, const Candidates& candidates,
                                std::int64_t k, int num_threads) const {
-    constexpr std::int64_t kItemsPerWanted = 128, kItemsPerWaiting = 16;
+    constexpr std::int64_t kItemsPerWanted = 200, kItemsPerWaiting = 24;
     std::int64_t n_wanted = 0;
     for (std::int64_t q = 0; q < block.n_queries; ++q)
       n_wanted = std::max(n_wanted, k + block.mask(q).size);
@@ -170,7 +170,7 @@ class CoarseScan {
   }
 
  private:
-  static constexpr std::int64_t kItemsPerTile = 256;
+  static constexpr std::int64_t kItemsPerTile = 128;
   static constexpr std::int64_t kItemsPerTask = 16 * kItemsPerTile;
 
   static void scan(const QueryBlock& block, const CoarseItems& items,

@@ -39,20 +39,20 @@ struct Kernels {
                   const std::int16_t* query, float query_scale, std::int64_t d, float* out);
   // out[i] = steps[i] * (query_scale * query . items[i] + shift), the products exact, items as
   // pack_i4 makes them: for n_items rounded up to whole blocks, of which steps and out have room.
-  // The query has d numbers rounded up to 8, zero from d on. Both are null where a processor gains
-  // nothing by them.
+  // The query has d numbers rounded up to 8, zero from d on; d is at most 2^16. Both are null where
+  // a processor gains nothing by them.
   void (*dots_i4)(const std::uint8_t* items, const float* steps, std::int64_t n_items,
                   const std::int8_t* query, float query_scale, float shift, std::int64_t d,
                   float* out);
-  // Packs a block of `lanes` items, zeros if n_items are fewer, in half a byte a factor:
+  // Packs n_items items, at most a block of 2 * lanes, in half a byte a factor:
   //
   //   steps[i] = max(kI4StepOfLargest * max_j |items[i, j]|, kI4LeastStep)
   //   code_ij = floor(items[i, j] / steps[i] + kI4Middle + dither[j]) - 16, from 0 to 15,
   //
   // the sum but for the last addition, which is exact, rounded to whole 2^-19, of which `dither`
   // in [0, 1) is made. Of eight factors an item's lane has four bytes, the first four factors in
-  // their lower halves. out: a vector for each eight factors, zero before. Returns the largest
-  // magnitude. Expects finite items.
+  // their lower halves. out: two vectors for each eight factors. Returns the largest magnitude.
+  // Expects finite items.
   float (*pack_i4)(const float* items, std::int64_t n_items, std::int64_t d, const float* dither,
                    std::uint8_t* out, float* steps);
   // out[i * d + j] = scales[i] * items[i * d + j].
