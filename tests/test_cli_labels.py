@@ -204,7 +204,8 @@ def test_a_run_of_a_small_index_is_short(beir, index, tmp_path):
         "exact.run", "retrieve-and-rerank-3.run", "axn-3.run", "cexnn-3.run",
     }  # fmt: skip
     exact = (tmp_path / "runs" / "exact.run").read_text().split()
-    bound = read_folder(index).retriever().scorer
+    content = read_folder(index)
+    bound = content.cross_encoder().bind([item.text for item in content.items])
     scores = bound(["how do I copy a file?"], np.zeros(48, np.int32), np.arange(48, dtype=np.int32))
     assert exact[:4] == ["q0", "Q0", IDS[int(scores.argmax())], "1"]
     assert float(exact[4]) == pytest.approx(scores.max(), abs=1e-4)

@@ -27,7 +27,6 @@ from typing import Any
 from cexnn.cross_encoder import CrossEncoder
 from cexnn.index import Index
 from cexnn.lsa import LsaEncoder
-from cexnn.retriever import Retriever
 from cexnn.texts import Text, json_line, read_texts
 
 __all__ = ["IndexFolder", "Settings", "may_write", "read_folder", "write_folder"]
@@ -94,8 +93,10 @@ class IndexFolder:
     encoder: LsaEncoder | None
     settings: Settings
 
-    def retriever(self, *, device: str = "auto", num_threads: int | None = None) -> Retriever:
-        """Load the cross-encoder and put a retriever together.
+    def cross_encoder(
+        self, *, device: str = "auto", num_threads: int | None = None
+    ) -> CrossEncoder:
+        """Load the cross-encoder that the folder names.
 
         Raises
         ------
@@ -103,12 +104,11 @@ class IndexFolder:
             As `CrossEncoder.from_pretrained`.
         """
         try:
-            encoder = self.settings.cross_encoder(device=device, num_threads=num_threads)
+            return self.settings.cross_encoder(device=device, num_threads=num_threads)
         except ValueError as error:
             raise ValueError(
                 f"the cross-encoder that the index names in its {CONFIG} cannot be used: {error}"
             ) from error
-        return Retriever(self.index, encoder, encoder=self.encoder, items=self.items)
 
 
 def write_folder(path: str | os.PathLike[str], content: IndexFolder) -> None:

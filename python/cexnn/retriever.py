@@ -11,6 +11,7 @@ from cexnn.cross_encoder import CrossEncoder
 from cexnn.engine import ScoringEngine
 from cexnn.engine.options import check_options
 from cexnn.index import Index
+from cexnn.index_folder import IndexFolder, read_folder
 from cexnn.known_items import Hit, KnownItems
 from cexnn.scorer import Scorer
 from cexnn.search import SearchResult
@@ -118,19 +119,48 @@ class Retriever(SearchableTexts):
         ValueError, IndexFileError, OSError, ImportError, ConnectionError
             A bad option, or the folder, or the cross-encoder that it names, cannot be used.
         """
-        from cexnn.index_folder import read_folder  # which knows retrievers
-
         if engine is not None and not isinstance(engine, Mapping):
             raise ValueError(f"engine: expected a mapping of options, got {type(engine).__name__}")
         check_options(engine or {})  # before anything is loaded
         path = os.path.abspath(folder)
         content = read_folder(path, device=device)
-        found = content.retriever(device=device, num_threads=num_threads)
-        if engine is not None:
-            found._scorer = ScoringEngine(found._scorer, **engine)
+        found = cls.from_content(content, device=device, num_threads=num_threads, engine=engine)
         found._reopen = functools.partial(
             cls.open, path, device=device, num_threads=num_threads, engine=engine
         )
+        return found
+
+    @classmethod
+    def from_content(
+        cls,
+        content: IndexFolder,
+        *,
+        device: str = "auto",
+        num_threads: int | None = None,
+        engine: Mapping[str, Any] | None = None,
+    ) -> Retriever:
+        """Put together what a folder holds that has been read, and load its cross-encoder.
+
+        Parameters
+        ----------
+        content : IndexFolder
+            By `cexnn.index_folder.read_folder`.
+        device, num_threads, engine
+            Those of `open`; the index stays where it was opened.
+
+        Returns
+        -------
+        Retriever
+
+        Raises
+        ------
+        ValueError, ImportError, ConnectionError
+            A bad option, or the cross-encoder cannot be used.
+        """
+        scorer = content.cross_encoder(device=device, num_threads=num_threads)
+        found = cls(content.index, scorer, encoder=content.encoder, items=content.items)
+        if engine is not None:
+            found._scorer = ScoringEngine(found._scorer, **engine)
         return found
 
     def __reduce__(self) -> tuple[Callable[[], Retriever], tuple[()]]:

@@ -33,7 +33,7 @@ from cexnn.cli.support import (
 from cexnn.cli.update import update
 from cexnn.export import export_onnx
 from cexnn.index_folder import read_folder
-from cexnn.retriever import Hit
+from cexnn.retriever import Hit, Retriever
 from cexnn.texts import Text, check_run_ids, json_line, read_run, run_lines
 
 __all__ = ["main"]
@@ -126,7 +126,7 @@ def search(
     if queries == first == "-":
         raise refuse("--first: expected a file, the standard input holds the queries")
     folder = read_folder(index, device=device)
-    retriever = folder.retriever(device=device, num_threads=num_threads)
+    retriever = Retriever.from_content(folder, device=device, num_threads=num_threads)
     asked = read_queries(queries, split)
     if form == "trec":
         check_run_ids(text.id for text in [*asked, *folder.items])

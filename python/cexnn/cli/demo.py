@@ -100,7 +100,7 @@ def run_demo(
         items, n_queries=n_queries, per_query=per_query, folder=folder, rebuild=rebuild,
         num_threads=num_threads, say=_say,
     )  # fmt: skip
-    retriever = stored.retriever(device="cpu", num_threads=num_threads)
+    retriever = Retriever.from_content(stored, device="cpu", num_threads=num_threads)
     for question in questions or SHOWN:
         _answer(retriever, question, k, budget, num_threads)
     if not questions:

@@ -160,10 +160,11 @@ def evaluate(
     names = methods or (METHODS if of_items is not None else ("cexnn",))
     if of_items is None and set(names) != {"cexnn"}:
         raise refuse("--embeddings: expected those of the items, for retrieve-and-rerank and axn")
-    retriever = folder.retriever(device=device, num_threads=num_threads)
+    cross_encoder = folder.cross_encoder(device=device, num_threads=num_threads)
+    scorer = cross_encoder.bind([item.text for item in folder.items])
     given = None if rounds is None else parse_rounds(rounds, min(budgets))
     comparison = MethodComparison(
-        folder.index, retriever.scorer, asked, of_queries, of_items, given, num_threads
+        folder.index, scorer, asked, of_queries, of_items, given, num_threads
     )
     kept_scores = checkpoint or scores_file(index, folder.settings, folder.items, texts)
     if not os.access(kept_scores.absolute().parent, os.W_OK):
@@ -171,7 +172,7 @@ def evaluate(
     click.echo(f"exact search: {len(asked) * n_items:,} pairs", err=True)
     try:
         exact_ids, scores = exact(
-            retriever.scorer,
+            scorer,
             asked,
             n_items,
             max(*ks, depth),

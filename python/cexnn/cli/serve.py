@@ -13,7 +13,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cexnn.cli.support import FILE, FOLDER, click, device_option, refuse, threads_option
-from cexnn.engine import ScoringEngine
 from cexnn.index_folder import read_folder
 from cexnn.retriever import Retriever
 
@@ -37,7 +36,7 @@ LIMITS = {
     "max_documents": (1000, "Documents of a rerank request."),
     "max_document_chars": (65536, "Characters of a document."),
     "max_body_bytes": (8 << 20, "Bytes of a request."),
-    "body_seconds": (30.0, "Seconds that a request may take to arrive."),
+    "body_seconds": (30.0, "Seconds that the body of a request may take to arrive."),
     "max_pending_pairs": (
         8192,
         "Pairs that accepted requests may still cost; beyond that they are told to come again.",
@@ -128,7 +127,9 @@ def serve(
 
     POST /search and /rerank, GET /health, /ready, /info and /metrics, and a page to try it at /.
     POST /reload, with the token, reads INDEX again without dropping a request. SIGTERM and Ctrl-C
-    end it when all that was accepted is answered. Needs pip install 'cexnn[serve]'.
+    end it when all that was accepted is answered. How slowly a client may send a request's head is
+    not limited: where strangers can connect, put a reverse proxy in front that does. Needs
+    pip install 'cexnn[serve]'.
     """
     from cexnn.service import Limits, create_app
 
@@ -166,9 +167,9 @@ def _open(
     folder = read_folder(index, device=device)
     if model is not None:
         folder = replace(folder, settings=replace(folder.settings, model=model))
-    scorer = folder.retriever(device=device, num_threads=num_threads).scorer
-    engine = ScoringEngine(scorer, **engine_options)
-    return Retriever(folder.index, engine, encoder=folder.encoder, items=folder.items)
+    return Retriever.from_content(
+        folder, device=device, num_threads=num_threads, engine=engine_options
+    )
 
 
 def _token(path: str | None) -> str | None:
