@@ -430,6 +430,7 @@ def test_factorisations_start_there(world, bus, regularization, cg_steps):
     kept = pickle.loads(pickle.dumps(found))
     assert np.array_equal(kept.items, found.items)
     assert kept.items_there is None
+    assert dataclasses.replace(found, items=start).items_there is None
     told = dataclasses.asdict(found)
     assert np.array_equal(told["items_there"].numpy(), found.items)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,18 +43,27 @@ class Factors:
     objective : float
         The objective that the factorisation lowers, at the end.
     items_there : array on the CUDA device, optional
-        The items' factors there, where they were computed there; lends itself by DLPack.
+        The items' factors there, where they were computed there; lends itself by DLPack. What
+        ``dataclasses.replace`` makes has none.
     """
 
     queries: FloatArray
     items: FloatArray
     regularization: tuple[float, float]
     objective: float
-    items_there: _core.DeviceArray | None = field(default=None, repr=False, compare=False)
+    items_there: _core.DeviceArray | None = field(
+        default=None, init=False, repr=False, compare=False
+    )
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what lies on the device: the host has the same."""
         return {**self.__dict__, "items_there": None}
+
+    def with_items_there(self, items: _core.DeviceArray | None) -> Factors:
+        """Return the same factors, those of the items lying there, too."""
+        found = replace(self)
+        object.__setattr__(found, "items_there", items)
+        return found
 
 
 def factorize(
@@ -168,13 +177,13 @@ def factorize(
         lambdas = choose_regularization(matrix, sweeps, rng)
     with progress_bar(progress, n_iterations, description="factorize", unit="sweep") as bar:
         queries, items, solver = sweeps.run(matrix, lambdas, n_iterations, bar)
-    return Factors(
+    found = Factors(
         to_numpy("queries", queries),
         to_numpy("items", items),
         lambdas,
         solver.objective(queries, items),
-        items if isinstance(items, _core.DeviceArray) else None,
     )
+    return found.with_items_there(items if isinstance(items, _core.DeviceArray) else None)
 
 
 def default_n_factors(scores: csr_array) -> int:

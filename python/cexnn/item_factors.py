@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -100,9 +101,9 @@ class FactorMaker:
             assert self._queries is not None
             queries = apply_network(self._networks.queries, self._queries)
             items = apply_network(self._networks.items, self._items)
-            return Factors(queries, items, factors.regularization, factors.objective)
+            return replace(factors, queries=queries, items=items)
         here, there = self._inductive if form == "inductive" else self._prior
-        return Factors(factors.queries, here, factors.regularization, factors.objective, there)
+        return replace(factors, items=here).with_items_there(there)
 
     @property
     def n_epochs(self) -> int:
