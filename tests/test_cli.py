@@ -349,10 +349,12 @@ def test_an_interrupted_build_scores_no_pair_again(files, tmp_path, monkeypatch)
     ]  # fmt: skip
     result = run(*command, code=130)
     [checkpoint] = tmp_path.iterdir()
+    n_pairs = 16 * (len(QUESTIONS) - 4)
+    assert result.stderr.startswith(f"{n_pairs} pairs to score; {checkpoint} keeps the scores\n")
     assert f"{checkpoint} keeps the scores so far: the same command goes on" in result.stderr
     run(*command)
     pairs = [p for call in calls if call is not None for p in zip(*call, strict=True)]
-    assert len(set(pairs)) == len(pairs) == 16 * (len(QUESTIONS) - 4)
+    assert len(set(pairs)) == len(pairs) == n_pairs
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 

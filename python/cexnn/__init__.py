@@ -1,4 +1,11 @@
-"""k-nearest-neighbour search with cross-encoders, for a small fixed number of calls."""
+"""k-nearest-neighbour search with cross-encoders, for a small fixed number of calls.
+
+- The model: `CrossEncoder` (ONNX), `PairScorer` (a function of text pairs), or any `Scorer`.
+- Offline: `sample_pairs`, `score_pairs` and `Index.build`; `LsaEncoder` for want of another.
+- Online: `Index.search` for ids, `Retriever.search` for texts, `Index.session` to score elsewhere.
+- In a service: `ScoringEngine` and `Retriever.asearch`; ``cexnn.service`` is one over HTTP.
+- Judging: `exact`, `recall`, `report` and `baselines`.
+"""
 
 from importlib.metadata import version
 

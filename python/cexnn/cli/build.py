@@ -149,6 +149,8 @@ def build(
             read_embeddings("--query-embeddings", query_embeddings, len(query_texts)),
         )
     path = Path(checkpoint) if checkpoint else scores_file(output, settings, item_texts)
+    n_pairs = len(query_texts) * min(options["per_query"], len(item_texts))
+    click.echo(f"{n_pairs:,} pairs to score; {path} keeps the scores", err=True)
     try:
         folder = _build(item_texts, query_texts, settings, given, checkpoint=path, **options)
     except KeyboardInterrupt:
