@@ -166,6 +166,7 @@ def test_a_deadline_keeps_to_them(world, index, table_scorer):
         ([400], "expected ids from 0 to 399"),
         ([-2, 3], "expected ids from 0 to 399"),
         ([0.5], "expected integer item ids"),
+        ([True, False], "expected integer item ids, got dtype bool: np.flatnonzero"),
         (["3"], "expected integer item ids"),
         ([None, 3], "expected integer item ids"),
         ([[1, 2]], r"expected shape \(c,\)"),

@@ -282,6 +282,12 @@ def test_excluded_ids_are_not_found(index):
         retriever.search(["query 4"], exclude="id-4")
 
 
+class Column(list):
+    """A column of a data frame of pandas."""
+
+    dtype = np.dtype(bool)
+
+
 class Lent:
     """An array that tells its numbers by DLPack alone; gone through, it yields objects."""
 
@@ -312,6 +318,14 @@ def test_ids_may_be_an_array_of_any_library(index):
         for ids, got in ((b"id", "b'id'"), (np.array(3), r"shape \(\)"), (Lent([[3]]), "shape")):
             with pytest.raises(ValueError, match=f"^{name}: expected a sequence of ids, got {got}"):
                 found(**{name: ids})
+
+
+@pytest.mark.parametrize("kind", [np.array, Lent, Column])
+def test_a_mask_is_no_ids(index, kind):
+    mask = kind([number < 5 for number in range(N)])
+    for name in ("exclude", "only"):
+        with pytest.raises(ValueError, match=f"^{name}: expected a sequence of ids, got a mask"):
+            make(index).search(["query 4"], **{name: mask})
 
 
 def test_searches_on_an_event_loop(index):

@@ -2,12 +2,14 @@
 
 import asyncio
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from cexnn import Index
-from cexnn.engine import EngineBusyError
+from cexnn.engine import EngineBusyError, ScoringEngine
+from cexnn.score_matrix import score_pairs
 from cexnn.scorer import EngineClosedError, PairScorer, ScorerError, call_scorer
 
 ROWS, ITEMS = np.int32([0, 0, 1]), np.int32([4, 5, 6])
@@ -163,3 +165,17 @@ def test_a_busy_engine_is_pickled_with_when_to_come_again():
     copied = pickle.loads(pickle.dumps(EngineBusyError(2.5)))
     assert copied.retry_after == 2.5
     assert str(copied) == str(EngineBusyError(2.5))
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda scorer: score_pairs(scorer, ["a"], [0], [0], n_items=1),
+        lambda scorer: Index.build(item_embeddings=np.eye(3)).search(scorer, ["a"]),
+        ScoringEngine,
+    ],
+)
+def test_what_could_be_made_a_scorer_is_told_how(use):
+    for name, hint in (("bind", r"its bind\(item_texts\)"), ("predict", r"PairScorer\(model")):
+        with pytest.raises(ValueError, match=f"^scorer: expected a callable, .*: {hint}"):
+            use(SimpleNamespace(**{name: print}))

@@ -166,7 +166,8 @@ def check_ids(name: str, value: Any, *, rows: int, n_items: int) -> NDArray[np.i
     if array.ndim != 2 or array.shape[0] != rows:
         raise ValueError(f"{name}: expected shape ({rows}, c), got {array.shape}")
     if array.size and array.dtype.kind not in "iu":  # no ids: an empty list says nothing of dtype
-        raise ValueError(f"{name}: expected integer item ids, got dtype {array.dtype}")
+        hint = ": np.flatnonzero(mask) makes ids of a mask" if array.dtype == bool else ""
+        raise ValueError(f"{name}: expected integer item ids, got dtype {array.dtype}{hint}")
     if array.size and not (array.min() >= -1 and array.max() < n_items):
         raise ValueError(
             f"{name}: expected ids from 0 to {n_items - 1}, or -1 for none, "

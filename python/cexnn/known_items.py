@@ -131,9 +131,9 @@ def _each(name: str, ids: Iterable[Any]) -> Iterable[Any]:
     """Return ids to be gone through: those of an array of any library as numbers."""
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise ValueError(f"{name}: expected a sequence of ids, got {ids!r}")
-    if not hasattr(ids, "__dlpack__"):
-        return ids
-    array = to_numpy(name, ids)
-    if array.ndim != 1:
-        raise ValueError(f"{name}: expected a sequence of ids, got shape {array.shape}")
-    return array
+    found = to_numpy(name, ids) if hasattr(ids, "__dlpack__") else ids
+    if isinstance(found, np.ndarray) and found.ndim != 1:
+        raise ValueError(f"{name}: expected a sequence of ids, got shape {found.shape}")
+    if str(getattr(found, "dtype", "")) in ("bool", "boolean"):  # of NumPy, or of pandas
+        raise ValueError(f"{name}: expected a sequence of ids, got a mask: give the ids it marks")
+    return found

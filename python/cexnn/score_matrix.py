@@ -16,7 +16,7 @@ from cexnn.checkpoint import Checkpoint, Job
 from cexnn.checks import LARGEST_SEED, MAX_SIZE, check_int
 from cexnn.progress import progress_bar
 from cexnn.score_csr import check_scores, csr_from_pairs, sort_pairs
-from cexnn.scorer import Scorer, call_scorer
+from cexnn.scorer import Scorer, call_scorer, check_scorer
 
 __all__ = ["check_scores", "sample_pairs", "score_pairs"]
 
@@ -192,8 +192,7 @@ def score_pairs(
     array([[ 0.,  0., -1.,  0.],
            [ 3.,  0.,  0.,  0.]], dtype=float32)
     """
-    if not callable(scorer):
-        raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}")
+    check_scorer(scorer)
     n_items = check_int("n_items", n_items, minimum=1, maximum=MAX_SIZE)
     chunk_size = check_int("chunk_size", chunk_size, minimum=1, maximum=MAX_SIZE)
     row_ids, item_ids = _check_pairs(queries, rows, items, n_items)

@@ -28,6 +28,7 @@ __all__ = [
     "by_position",
     "call_scorer",
     "check_call",
+    "check_scorer",
     "checked_scores",
 ]
 
@@ -67,6 +68,18 @@ class Scorer(Protocol):
         ...
 
 
+def check_scorer(scorer: object) -> None:
+    """Raise `ValueError` for what cannot be called, and say what would make a scorer of it."""
+    if callable(scorer):
+        return
+    hint = ""
+    if hasattr(scorer, "bind"):
+        hint = ": its bind(item_texts) is one"
+    elif hasattr(scorer, "predict"):
+        hint = ": PairScorer(model.predict, item_texts) makes one"
+    raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}{hint}")
+
+
 def check_call(scorer: Scorer, queries: Sequence[Any]) -> int:
     """Check what a search scores with and for.
 
@@ -82,8 +95,7 @@ def check_call(scorer: Scorer, queries: Sequence[Any]) -> int:
     RuntimeError
         A scorer of pairs on the CUDA device, and there is none.
     """
-    if not callable(scorer):
-        raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}")
+    check_scorer(scorer)
     device_of_pairs(scorer)
     if isinstance(queries, str | bytes) or not (
         hasattr(queries, "__len__") and hasattr(queries, "__getitem__")

@@ -278,7 +278,8 @@ class PairModel:
         except Exception as error:
             raise ValueError(
                 f"model: expected one that scores pairs of {width} tokens, as max_length="
-                f"{self.max_length} allows, and has one label; it fails: {error}"
+                f"{self.max_length} allows (does a smaller one do?), and has one label; it fails: "
+                f"{error}"
             ) from error
 
 

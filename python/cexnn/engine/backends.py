@@ -16,7 +16,7 @@ from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder, check_pairs
 from cexnn.cross_encoder.pair_batches import PairTokens
 from cexnn.cross_encoder.tokens import TokenLists, check_text
 from cexnn.engine.submission import BatchLimits, Work, merged
-from cexnn.scorer import FloatArray, IdArray, Scorer, by_position, call_scorer
+from cexnn.scorer import FloatArray, IdArray, Scorer, by_position, call_scorer, check_scorer
 
 __all__ = ["Backend", "PlainBackend", "TokenBackend", "Tokens", "make_backend"]
 
@@ -206,8 +206,7 @@ def make_backend(
     scorer: Scorer, max_batch_tokens: int | None, max_batch_pairs: int | None
 ) -> Backend:
     """Return the backend for a scorer, or raise `ValueError` naming what does not go with it."""
-    if not callable(scorer):
-        raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}")
+    check_scorer(scorer)
     if isinstance(scorer, BoundCrossEncoder):
         if max_batch_tokens is not None:
             check_int("max_batch_tokens", max_batch_tokens, minimum=scorer.model.max_length)
