@@ -63,6 +63,32 @@ def test_intervals_are_those_of_the_queries_drawn(found):
     assert [(r.low, r.high) for r in found.rows[2:4]] == [(0, 0), (1, 1)]
 
 
+def test_a_difference_is_taken_query_by_query(found):
+    # Half of the queries are found wholly by both methods, the others by one alone.
+    assert found.difference("a | b", "half", budget=10, k=3) == (0.5, 0.0, 1.0)
+    assert found.difference("half", "a | b", budget=10, k=3) == (-0.5, -1.0, 0.0)
+    assert found.difference("half", "half", budget=40, k=1) == (0, 0, 0)
+    # Hard and easy queries alike: each interval is wide, that of the difference is nothing.
+    shares = np.array([[0.1, 0.9] * 10, [0.0, 0.8] * 10])
+    rows = tuple(ReportRow(name, 5, 1, 0.5, 0.3, 0.7, 5.0, 0.1) for name in "ab")
+    paired = Report(20, rows, shares=shares).difference("a", "b", budget=5, k=1)
+    assert paired == pytest.approx((0.1, 0.1, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [({"method": "x"}, "method"), ({"other": "x"}, "other"), ({"k": 2}, "method"),
+     ({"budget": 11}, "method")],
+)  # fmt: skip
+def test_a_difference_of_what_was_not_measured_is_refused(found, changes, name):
+    asked = {"method": "half", "other": "a | b", "budget": 10, "k": 3} | changes
+    with pytest.raises(ValueError, match=f"^{name}: expected one measured here"):
+        found.difference(asked.pop("method"), asked.pop("other"), **asked)
+    read = Report(4, found.rows)  # as from its JSON, which tells means alone
+    with pytest.raises(ValueError, match="^method: expected one measured here"):
+        read.difference("half", "a | b", budget=10, k=3)
+
+
 def test_an_interval_of_many_queries_is_the_normal_one():
     n = 400
     wanted = np.arange(n)[:, None]

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cexnn.arrays import to_numpy
+from cexnn.bootstrap import intervals
 from cexnn.checks import check_int
 from cexnn.evaluate import found_shares
 from cexnn.judging import DEFAULT_MEASURES, EXACT, Judge, JudgedRow
@@ -29,8 +30,6 @@ from cexnn.search import SearchResult
 __all__ = ["Report", "ReportRow", "report"]
 
 Wide = NDArray[np.float64]
-
-N_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,15 @@ class Report:
     judged : tuple of JudgedRow
         By the task's own measures: in the order of budgets, methods and measures, and the exact
         neighbours last. Empty without labels.
+    shares : (n_rows, n_queries) float64
+        Of each row, every query's share of its exact ``k``, whose mean is the recall.
     """
 
     n_queries: int
     rows: tuple[ReportRow, ...]
     n_judged: int = 0
     judged: tuple[JudgedRow, ...] = ()
+    shares: Wide = field(default_factory=lambda: np.empty((0, 0)), repr=False, compare=False)
 
     def table(self) -> str:
         """Return the report as a Markdown table that reads well as plain text, too.
@@ -65,6 +67,40 @@ class Report:
 
     __str__ = table
 
+    def difference(
+        self, method: str, other: str, *, budget: int, k: int
+    ) -> tuple[float, float, float]:
+        """Return how much higher one method's recall is than another's, and its 95 % interval.
+
+        Query by query: what makes a query hard for both cancels out. Where the interval leaves out
+        0, the difference is significant at 5 %, if it is the only one that is looked at.
+
+        Parameters
+        ----------
+        method, other : str
+        budget, k : int
+            Which of the report's figures.
+
+        Returns
+        -------
+        difference, low, high : float
+            Mean over queries, and percentiles of 2,000 bootstrap resamples of the queries.
+
+        Raises
+        ------
+        ValueError
+            The report has no such figure.
+        """
+        places = {(row.method, row.budget, row.k): at for at, row in enumerate(self.rows)}
+        for name, asked in (("method", method), ("other", other)):
+            if (asked, budget, k) not in places or len(self.shares) != len(self.rows):
+                raise ValueError(
+                    f"{name}: expected one measured here with {budget=} and {k=}, got {asked!r}"
+                )
+        one, two = (self.shares[places[asked, budget, k]] for asked in (method, other))
+        [low], [high] = intervals((one - two)[None])
+        return float((one - two).mean()), float(low), float(high)
+
     def _ks(self) -> list[int]:
         return list(dict.fromkeys(row.k for row in self.rows))
 
@@ -74,6 +110,7 @@ class Report:
         ``n_queries`` and ``rows``; with relevance labels ``n_judged`` and ``judged``, too.
         """
         fields = {**asdict(self), "judged": [row._asdict() for row in self.judged]}
+        del fields["shares"]
         if not self.judged:
             del fields["n_judged"], fields["judged"]
         return json.dumps(fields, indent=1)
@@ -211,23 +248,24 @@ def report(
             if judge is not None:
                 values.append(judge(result.ids[:, :width]))
             bar.update(1)
-    low, high = _intervals(np.stack(shares))
+    all_shares = np.stack(shares)
+    low, high = intervals(all_shares)
     rows = [
         ReportRow(name, budget, k, float(share.mean()), float(low[at]), float(high[at]), *cost)
         for at, ((name, budget, k, *cost), share) in enumerate(zip(measured, shares, strict=True))
     ]
     if judge is None:
-        return Report(len(exact_array), tuple(rows))
+        return Report(len(exact_array), tuple(rows), shares=all_shares)
     values.append(judge(exact_array[:, :width]))
     runs = [*product(budgets, methods), (None, EXACT)]
     judged = _judged_rows(runs, judge.names, np.concatenate(values))
-    return Report(len(exact_array), tuple(rows), judge.n_judged, judged)
+    return Report(len(exact_array), tuple(rows), judge.n_judged, judged, all_shares)
 
 
 def _judged_rows(
     runs: Sequence[tuple[int | None, str]], measures: Sequence[str], values: Wide
 ) -> tuple[JudgedRow, ...]:
-    low, high = _intervals(values)
+    low, high = intervals(values)
     figures = np.stack([values.mean(axis=1), low, high], axis=1).tolist()
     return tuple(
         JudgedRow(method, budget, measure, *found)
@@ -260,14 +298,3 @@ def _check_result(name: str, result: Any, n_queries: int, k: int, budget: int) -
         raise ValueError(
             f"methods: expected at most {budget} calls of {name!r}, got {result.n_calls.max()}"
         )
-
-
-def _intervals(shares: Wide) -> tuple[Wide, Wide]:
-    """Bootstrap 95 % intervals of the rows' means: (n_rows, n_queries) to two (n_rows,)."""
-    rng = np.random.default_rng(0)
-    n = shares.shape[1]
-    means = np.empty((N_RESAMPLES, len(shares)))
-    for resample in means:
-        resample[:] = shares @ np.bincount(rng.integers(n, size=n), minlength=n) / n
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    return low, high
