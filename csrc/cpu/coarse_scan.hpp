@@ -153,8 +153,9 @@ class CoarseScan {
       if (!queries[static_cast<std::size_t>(q)].is_bounded()) none.back().give_up();
     }
     const std::int64_t n_tasks = (n_items_ + kItemsPerTask - 1) / kItemsPerTask;
+    const std::int64_t n_bytes = n_items_ * items->dither().size / 2 * block.n_queries;
     const auto n_threads = static_cast<std::size_t>(
-        std::max<std::int64_t>(1, std::min<std::int64_t>(num_threads, n_tasks)));
+        std::max<std::int64_t>(1, std::min<std::int64_t>(num_threads, n_bytes / kBytesPerThread)));
     std::vector<std::vector<BoundedTopK>> best(n_threads, none);
     parallel_for(n_tasks, static_cast<int>(n_threads), [&](std::int64_t task, int thread) {
       const std::int64_t end = std::min(n_items_, (task + 1) * kItemsPerTask);
@@ -170,6 +171,8 @@ class CoarseScan {
   }
 
  private:
+  // What a thread reads in a tenth of a millisecond: with less, starting it takes as long.
+  static constexpr std::int64_t kBytesPerThread = 1 << 23;
   static constexpr std::int64_t kItemsPerTile = 128;
   static constexpr std::int64_t kItemsPerTask = 16 * kItemsPerTile;
 
