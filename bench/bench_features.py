@@ -1,4 +1,4 @@
-"""What words in common add to a dual encoder's embeddings: recall on medquad_faq with LSA beside.
+"""What pieces of words add to a dual encoder's embeddings: recall on medquad_faq with LSA beside.
 
 Run: CEXNN_DATA=... python bench/bench_features.py
 
