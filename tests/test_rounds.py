@@ -56,14 +56,24 @@ def test_scores_are_drawn_from_the_model():
 
 
 @pytest.mark.parametrize(
-    ("budget", "rounds"), [(1, 1), (19, 1), (20, 2), (40, 4), (60, 5), (80, 6), (500, 6)]
+    ("budget", "rounds"), [(1, 1), (3, 3), (10, 4), (20, 4), (40, 4), (60, 5), (80, 6), (500, 6)]
 )
 def test_auto_lies_between_what_was_learned(budget, rounds):
     assert resolve_rounds("auto", budget, ((40, 4), (80, 6))) == rounds
 
 
 def test_auto_is_a_rule_where_nothing_was_learned():
-    assert [resolve_rounds("auto", budget) for budget in (5, 50, 500)] == [1, 5, 20]
+    assert [resolve_rounds("auto", n) for n in (1, 5, 10, 50, 80, 500)] == [1, 5, 5, 5, 8, 20]
+
+
+def test_auto_spends_a_small_budget_in_several_rounds(world, table_scorer):
+    index = Index.build(world.scores, item_embeddings=world.items)  # queries all start the same
+    found = {}
+    for rounds in (1, "auto"):
+        scorer = table_scorer(world.table)
+        ids = index.search(scorer, range(8), k=10, budget=20, rounds=rounds).ids
+        found[rounds] = world.recall(ids, 10)
+    assert found["auto"] > found[1] + 0.1
 
 
 @pytest.fixture(scope="module")

@@ -73,7 +73,8 @@ class SearchableIndex:
             Over which the budget is split evenly. One round is retrieve-and-rerank.
             ``"auto"``: the fewest that are as good as more, as the build learned them (see
             `info`); for an index built without scores, from fewer than ten queries or of at most
-            40 items, or for ``update="least_squares"``, one for each ten calls, at most 20.
+            40 items, or for ``update="least_squares"``, one for each ten calls, at least 5 and at
+            most 20.
         query_embeddings : (n_queries, n_dims) float, optional
             Of the dual encoder that the index was built with. Without them, or where the build
             had none or could make nothing of them, a query starts as the mean training query.

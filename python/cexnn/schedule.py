@@ -10,14 +10,16 @@ from cexnn.checks import check_choice, check_int
 
 __all__ = ["SHORTLIST", "check_stop", "resolve_rounds", "round_sizes"]
 
+LEAST_ROUNDS = 5  # where nothing tells how many suit
 SHORTLIST = 128  # unscored items, the best by their means, that could still be among the k best
 
 
 def resolve_rounds(rounds: int | str, budget: int, learned: Sequence[tuple[int, int]] = ()) -> int:
     """Turn a ``rounds`` argument into a number.
 
-    ``"auto"``: between those learned for the nearest budgets, no more than for the largest one;
-    where none were learned, one for each ten calls, at most 20.
+    ``"auto"``: between those learned for the nearest budgets, and for a smaller or a larger one
+    than those as many as for the nearest; where none were learned, one for each ten calls, at
+    least 5 and at most 20. Never more than the budget.
 
     Parameters
     ----------
@@ -39,9 +41,9 @@ def resolve_rounds(rounds: int | str, budget: int, learned: Sequence[tuple[int, 
         if rounds != "auto":
             raise ValueError(f"rounds: expected an integer or 'auto', got {rounds!r}")
         if learned:
-            budgets, counts = zip((0, 0), *learned, strict=True)
-            return max(1, int(np.interp(budget, budgets, counts)))
-        return min(20, max(1, budget // 10))
+            budgets, counts = zip(*learned, strict=True)
+            return min(budget, int(np.interp(budget, budgets, counts)))
+        return min(budget, 20, max(LEAST_ROUNDS, budget // 10))
     number = check_int("rounds", rounds, minimum=1)
     if number > budget:
         raise ValueError(
