@@ -94,7 +94,7 @@ def test_scores_of_an_added_item_correct_its_offset(world):
     column = csr_array((above + expected, ([0, 1, 2], [0, 0, 0])), shape=(60, 1))
     index.add(world.items[:1], column)
     moved = index.item_offsets[400] - world.items[0] @ learned.offset_map
-    assert moved == pytest.approx(15 / (3 + 5), abs=1e-3)
+    assert moved == pytest.approx(learned.offset_weight * 15 / (3 + 5), abs=1e-3)
 
 
 @pytest.mark.parametrize("update", ["calibrated", "least_squares"])

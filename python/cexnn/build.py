@@ -14,13 +14,14 @@ from cexnn.als import Factors, check_regularization, default_n_factors
 from cexnn.build_inputs import BuildInputs, check_form, check_inputs
 from cexnn.checks import LARGEST_SEED, check_choice, check_int
 from cexnn.embedding_maps import no_map, take_embeddings
-from cexnn.held_out import choose_form, choose_score_map, starts
+from cexnn.held_out import Choice, choose_form, choose_score_map, starts
 from cexnn.item_factors import FORMS, FactorMaker
 from cexnn.learned import Learned
 from cexnn.prior import embedding_scales, mean_square_norm
-from cexnn.query_model import QueryModel, default_query_model
+from cexnn.query_model import default_query_model
 from cexnn.rounds import learn_rounds
 from cexnn.score_csr import take_rows
+from cexnn.top_weights import weighted
 
 __all__ = ["learn"]
 
@@ -131,13 +132,11 @@ def _from_scores(scores: csr_array, given: BuildInputs, options: _Options) -> _M
     rest = max(1, options.n_iterations - few)
     told = replace(given, scores=take_rows(scores, fit), queries=take_embeddings(queries, fit))
     trial = _maker(told, replace(options, n_iterations=few))
-    chosen, query_mapped, model = choose_form(
-        trial, scores, queries, held, wanted, queries is not None and fit is not held, options.seed
-    )
+    choice = choose_form(trial, scores, queries, held, wanted, fit is not held, options.seed)
     options = replace(options, regularization=trial.regularization, n_iterations=rest)
     final = _maker(replace(given, scores=scores), options, trial)
-    factors = final.make(chosen)
-    learned = _put_together(final, factors, chosen, query_mapped, model, used)
+    factors = final.make(choice.form)
+    learned = weighted(_put_together(final, factors, choice, used), choice.weights)
     facts = {
         "n_training_scores": len(scores.data),
         "n_training_queries": len(used),
@@ -164,13 +163,14 @@ def _hold_out(
 def _put_together(
     final: FactorMaker,
     factors: Factors,
-    chosen: str,
-    query_mapped: bool,
-    model: QueryModel,
+    choice: Choice,
     used: NDArray[np.int64],
 ) -> Learned:
-    """Return what an index is made of, from all that was learned but the score map and rounds."""
-    calibration = final.calibration
+    """Return what an index is made of before weights, score map and rounds."""
+    calibration, chosen = final.calibration, choice.form
+    query_map = no_map(factors.items)
+    if choice.query_mapped:
+        query_map = final.query_map(chosen, factors)
     return Learned(
         item_factors=factors.items,
         item_offsets=calibration.item_offsets,
@@ -178,17 +178,17 @@ def _put_together(
         query_factors=factors.queries,
         offset_map=calibration.offset_map,
         factor_map=final.factor_map(chosen),
-        query_map=final.query_map(chosen, factors) if query_mapped else no_map(factors.items),
+        query_map=query_map,
         query_scale=calibration.query_scale,
         item_scale=calibration.item_scale,
         item_regularization=final.regularization[1],
         n_dims=final.n_dims,
         factorised=chosen in ("transductive", "joined"),
         in_score_units=True,
-        model=replace(model, offset=calibration.offset),
+        model=replace(choice.model, offset=calibration.offset),
         facts={
             "item_factors": chosen,
-            "query_map": query_mapped,
+            "query_map": choice.query_mapped,
             **({"n_epochs": final.n_epochs} if chosen == "gated" else {}),
             "regularization": list(final.regularization),
             "slope": calibration.slope,

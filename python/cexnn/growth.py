@@ -71,7 +71,8 @@ def _place(
     residual = scores.data - np.float32(learned.model.offset) - offsets[scores.indices] - fits
     counts = np.bincount(scores.indices, minlength=len(offsets)).astype(np.float64)
     sums = np.bincount(scores.indices, weights=residual, minlength=len(offsets))
-    offsets = offsets + shrunken_mean(sums.astype(np.float64), counts).astype(np.float32)
+    means = shrunken_mean(sums.astype(np.float64), counts).astype(np.float32)
+    offsets = offsets + np.float32(learned.offset_weight) * means
     y = scores.data - np.float32(learned.model.offset) - offsets[scores.indices]
     by_item = np.lexsort((stored_rows(scores), scores.indices))
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from cexnn.prior import Calibration, calibrate, mean_square_norm
 from cexnn.query_model import QueryModel, default_query_model, fit_query_model
 from cexnn.score_csr import take_rows
 from cexnn.score_map import ScoreMap, normal_scores
+from cexnn.top_weights import TopWeights, fit_top_weights
 
 __all__ = ["choose_form", "choose_score_map", "starts"]
 
@@ -72,39 +74,63 @@ def _score_map_loss(
     return _fit(scores, queries, held, *fitted, seed, max_scores=CHOICE_SCORES)[1]
 
 
+class Choice(NamedTuple):
+    """What held-out queries chose.
+
+    Attributes
+    ----------
+    form : str
+        Of the item factors.
+    query_mapped : bool
+        Whether a map says where a query starts.
+    model : QueryModel
+    weights : TopWeights
+        All 1 without queries held out, and for the gated form: networks are not to be scaled.
+    """
+
+    form: str
+    query_mapped: bool
+    model: QueryModel
+    weights: TopWeights
+
+
 def choose_form(
     trial: FactorMaker,
     scores: csr_array,
     queries: FloatArray | None,
     held: NDArray[np.int64],
     wanted: str,
-    mappable: bool,
+    judged: bool,
     seed: int,
-) -> tuple[str, bool, QueryModel]:
-    """Choose by held-out queries: form of the item factors, whether to map queries, variances."""
+) -> Choice:
+    """Choose by held-out queries; if not ``judged``, they are the ones that were fitted to."""
 
-    def fit(
-        factors: Factors, query_map: FloatArray | None = None, **options: int
-    ) -> tuple[QueryModel, float]:
-        if query_map is None:
-            query_map = no_map(factors.items)
+    def fit(factors: Factors, query_map: FloatArray, **options: int) -> tuple[QueryModel, float]:
         return _fit(scores, queries, held, trial.calibration, factors, query_map, seed, **options)
 
     if wanted == "gated":  # its query network is a map already
         factors = trial.make(wanted)
-        return wanted, True, fit(factors, trial.query_map(wanted, factors))[0]
+        model, _ = fit(factors, trial.query_map(wanted, factors))
+        return Choice(wanted, True, model, TopWeights())
+    mappable = judged and queries is not None
+    nothing = no_map(trial.make("transductive").items)
     forms = trial.forms() if wanted == "auto" else (wanted,)
     losses = dict.fromkeys(forms, 0.0)
     if len(forms) > 1 or mappable:
-        losses = {form: fit(trial.make(form), max_scores=CHOICE_SCORES)[1] for form in forms}
+        for form in forms:
+            losses[form] = fit(trial.make(form), nothing, max_scores=CHOICE_SCORES)[1]
     chosen = min(losses, key=lambda form: losses[form])
-    factors, query_map = trial.make(chosen), None
+    factors, query_map = trial.make(chosen), nothing
     if mappable:
         found = trial.query_map(chosen, factors)
         mapped = fit(factors, found, max_scores=CHOICE_SCORES)[1]
         if losses[chosen] - mapped > QUERY_MAP_GAIN:
             query_map = found
-    return chosen, query_map is not None, fit(factors, query_map)[0]
+    weights = TopWeights()
+    if judged:
+        systems = _systems(scores, queries, held, trial.calibration, factors, query_map)
+        weights = fit_top_weights(system[1:] for system in systems)
+    return Choice(chosen, len(query_map) > 0, fit(factors, query_map)[0], weights)
 
 
 def _fit(
@@ -121,7 +147,8 @@ def _fit(
     start = default_query_model(
         calibration.residual_variance, mean_square_norm(factors.items), calibration.offset
     )
-    systems = _systems(scores, queries, held, calibration, factors, query_map)
+    found = _systems(scores, queries, held, calibration, factors, query_map)
+    systems = ((features, fits, residuals) for features, fits, _, residuals in found)
     return fit_query_model(start, systems, np.random.default_rng(seed), **options)
 
 
@@ -145,8 +172,8 @@ def _systems(
     calibration: Calibration,
     factors: Factors,
     query_map: FloatArray,
-) -> Iterator[tuple[FloatArray, FloatArray, FloatArray]]:
-    """Of each held-out query: the factors of its items, the prior's fit, and the residuals."""
+) -> Iterator[tuple[FloatArray, FloatArray, FloatArray, FloatArray]]:
+    """Of each held-out query: its items' factors, the prior's fit, item offsets, residuals."""
     mean_query = factors.queries.mean(axis=0, dtype=np.float64).astype(np.float32)
     priors = starts(queries, held, mean_query, calibration.query_scale, query_map)
     for row, u0 in zip(held, priors, strict=True):
@@ -154,5 +181,6 @@ def _systems(
         ids = scores.indices[part]
         found = factors.items[ids]
         fits = found @ u0
-        expected = np.float32(calibration.offset) + calibration.item_offsets[ids] + fits
-        yield found, fits, scores.data[part] - expected
+        offsets = calibration.item_offsets[ids]
+        expected = np.float32(calibration.offset) + offsets + fits
+        yield found, fits, offsets, scores.data[part] - expected

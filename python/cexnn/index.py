@@ -61,8 +61,9 @@ class Index(GrowingIndex, SearchableIndex):
         runs in the dual encoder's space as it is. With both, offset, slope and item offsets bring
         the embeddings into cross-encoder units, and the factorisation starts from them and is
         drawn towards them. The form of the item factors and the variances of the search's model
-        are those that predict held-out queries best. From them the build learns how many rounds
-        suit a budget, for ``rounds="auto"``.
+        are those that predict held-out queries best; these also tell how much the embeddings and
+        the item offsets count where scores are expected to be high (see `info`). Then the build
+        learns how many rounds suit a budget, for ``rounds="auto"``.
 
         Parameters
         ----------

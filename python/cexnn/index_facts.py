@@ -70,6 +70,8 @@ class IndexFacts:
 
         ``"rounds"``: for a few budgets, the fewest rounds that are as good as more, in searches
         for ``"n_simulated_queries"`` queries simulated under the learned ``"query_model"``.
+        ``"prior_weight"`` and ``"offset_weight"``: what held-out queries multiply where a query
+        starts, and the item offsets, by; see `cexnn.top_weights`.
         """
         return {
             "n_items": self.n_items,

@@ -32,7 +32,7 @@ ARRAYS = (
     "query_map",
 )
 COMPACT = ("compact_codes", "compact_scales")
-NUMBERS = ("query_scale", "item_scale", "item_regularization")
+NUMBERS = ("query_scale", "item_scale", "item_regularization", "offset_weight")
 FLAGS = ("factorised", "in_score_units")
 PLAIN = ("n_dims", "rounds", "facts")
 
@@ -71,6 +71,8 @@ class Learned:
     model : QueryModel
     score_map : ScoreMap
         From scores to those of the model, where it was built with scores.
+    offset_weight : float
+        What an item's mean residual was multiplied by; see `cexnn.top_weights`.
     rounds : tuple of (budget, rounds)
         The fewest rounds that serve a budget, ascending; empty: nothing to learn them from.
     facts : dict
@@ -94,6 +96,7 @@ class Learned:
     in_score_units: bool
     model: QueryModel
     score_map: ScoreMap = field(default_factory=ScoreMap)
+    offset_weight: float = 1.0
     rounds: tuple[tuple[int, int], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
     compact: Compact | None = None
@@ -146,6 +149,7 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
     for name, shape in shapes.items():
         if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
             raise ValueError(f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}")
+    described = {"offset_weight": 1.0, **described}  # the first files have none
     numbers = {name: float(described[name]) for name in NUMBERS}
     if not all(map(math.isfinite, numbers.values())):
         raise ValueError(f"{numbers} are not finite")
