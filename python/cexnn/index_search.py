@@ -98,7 +98,7 @@ class SearchableIndex:
         stop : "confident", optional
             Between rounds, end a query whose unscored items are expected to hold less than 0.35 %
             of its ``k`` best; ``result.n_calls`` then varies. The model's expectation is low for
-            few: measured on real scores, 0.2 to 0.6 % were lost for k = 10, up to 2 % for k = 1.
+            few: measured on real scores, 0.1 to 0.6 % were lost for k = 10, up to 2 % for k = 1.
             By default the budget is always spent. For an index built with scores,
             ``update="calibrated"``, and given the query embeddings if the index was built with
             some.
