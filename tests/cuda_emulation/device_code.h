@@ -44,43 +44,48 @@ inline int count_block(bool yes) {
   return count;
 }
 
+// What a lane of a warp gives to the others, and what it gets from them.
+struct Exchange {
+  std::uint64_t value = 0;    // in: what this lane gives; out: what `source` gave
+  unsigned source = 0;        // lane of the warp
+  std::uint32_t nonzero = 0;  // out: the lanes of the mask that gave another value than 0
+};
+
+inline void exchange(std::uint32_t mask, void* const* of_lanes) {
+  std::uint64_t given[32];
+  std::uint32_t nonzero = 0;
+  for (std::uint32_t left = mask; left != 0; left &= left - 1) {
+    const int lane = __builtin_ctz(left);
+    given[lane] = static_cast<const Exchange*>(of_lanes[lane])->value;
+    nonzero |= static_cast<std::uint32_t>(given[lane] != 0) << lane;
+  }
+  for (std::uint32_t left = mask; left != 0; left &= left - 1) {
+    auto& theirs = *static_cast<Exchange*>(of_lanes[__builtin_ctz(left)]);
+    if ((mask >> theirs.source & 1) == 0) fail("a lane reads one that is not in the mask");
+    theirs.value = given[theirs.source];
+    theirs.nonzero = nonzero;
+  }
+}
+
 template <typename T>
 T exchange_warp(unsigned mask, const char* operation, T value, unsigned source) {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= 8);
-  Exchange exchange;
-  std::memcpy(&exchange.value, &value, sizeof value);
-  exchange.source = source;
-  sync_warp(mask, operation, exchange);
-  std::memcpy(&value, &exchange.value, sizeof value);
+  Exchange mine;
+  std::memcpy(&mine.value, &value, sizeof value);
+  mine.source = source;
+  sync_warp(mask, operation, &mine, exchange);
+  std::memcpy(&value, &mine.value, sizeof value);
   return value;
 }
 
 inline unsigned lane() { return current_thread() % 32; }
 
-// Every lane's object, by pointers that hold until done(): for what is larger than a register. All
-// 32 lanes take part.
-template <typename T>
-class WarpObjects {
- public:
-  WarpObjects(const T& mine, const char* operation) : operation_(operation) {
-    warp_pointers()[lane()] = &mine;
-    exchange_warp(~0U, operation_, 0, lane());
-    pointers_ = warp_pointers();
-  }
-  const T& operator[](unsigned source) const { return *static_cast<const T*>(pointers_[source]); }
-  void done() const { exchange_warp(~0U, operation_, 0, lane()); }
-
- private:
-  const char* operation_;
-  const void* const* pointers_;
-};
-
 inline std::uint32_t ballot(unsigned mask, const char* operation, bool yes) {
-  Exchange exchange;
-  exchange.value = yes ? 1 : 0;
-  exchange.source = lane();
-  sync_warp(mask, operation, exchange);
-  return exchange.nonzero;
+  Exchange mine;
+  mine.value = yes ? 1 : 0;
+  mine.source = lane();
+  sync_warp(mask, operation, &mine, exchange);
+  return mine.nonzero;
 }
 
 }  // namespace cuda_emulation
@@ -90,7 +95,7 @@ inline int __syncthreads_or(int yes) { return cuda_emulation::count_block(yes !=
 inline int __syncthreads_and(int yes) { return cuda_emulation::count_block(yes == 0) == 0; }
 
 inline void __syncwarp(unsigned mask = ~0U) {
-  cuda_emulation::exchange_warp(mask, "__syncwarp", 0, cuda_emulation::lane());
+  cuda_emulation::sync_warp(mask, "__syncwarp", nullptr, [](std::uint32_t, void* const*) {});
 }
 inline unsigned __ballot_sync(unsigned mask, int yes) {
   return cuda_emulation::ballot(mask, "__ballot_sync", yes != 0);

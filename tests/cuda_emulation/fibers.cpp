@@ -5,81 +5,16 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
-#include <vector>
 
 #include "copies.hpp"
-
-// switch_stack(&save, load): pushes what a call must preserve, leaves the stack at *save, goes on
-// with the one at load.
-extern "C" void cuda_emulation_switch(void** save, void* load);
-#if defined(__x86_64__)
-asm(R"(
-.text
-.globl cuda_emulation_switch
-.hidden cuda_emulation_switch
-.type cuda_emulation_switch,@function
-cuda_emulation_switch:
-  pushq %rbp
-  pushq %rbx
-  pushq %r12
-  pushq %r13
-  pushq %r14
-  pushq %r15
-  movq %rsp, (%rdi)
-  movq %rsi, %rsp
-  popq %r15
-  popq %r14
-  popq %r13
-  popq %r12
-  popq %rbx
-  popq %rbp
-  ret
-.size cuda_emulation_switch,.-cuda_emulation_switch
-)");
-#elif defined(__aarch64__)
-asm(R"(
-.text
-.globl cuda_emulation_switch
-.hidden cuda_emulation_switch
-.type cuda_emulation_switch,@function
-cuda_emulation_switch:
-  sub sp, sp, #160
-  stp x19, x20, [sp, #0]
-  stp x21, x22, [sp, #16]
-  stp x23, x24, [sp, #32]
-  stp x25, x26, [sp, #48]
-  stp x27, x28, [sp, #64]
-  stp x29, x30, [sp, #80]
-  stp d8, d9, [sp, #96]
-  stp d10, d11, [sp, #112]
-  stp d12, d13, [sp, #128]
-  stp d14, d15, [sp, #144]
-  mov x9, sp
-  str x9, [x0]
-  mov sp, x1
-  ldp x19, x20, [sp, #0]
-  ldp x21, x22, [sp, #16]
-  ldp x23, x24, [sp, #32]
-  ldp x25, x26, [sp, #48]
-  ldp x27, x28, [sp, #64]
-  ldp x29, x30, [sp, #80]
-  ldp d8, d9, [sp, #96]
-  ldp d10, d11, [sp, #112]
-  ldp d12, d13, [sp, #128]
-  ldp d14, d15, [sp, #144]
-  add sp, sp, #160
-  ret
-.size cuda_emulation_switch,.-cuda_emulation_switch
-)");
-#else
-#error "the emulation knows how to switch stacks on x86-64 and on aarch64 only"
-#endif
+#include "switch_stack.hpp"
 
 namespace cuda_emulation {
 namespace {
 
 constexpr unsigned kMaxThreads = 1024;
-constexpr unsigned kLanes = 32;
+constexpr unsigned kLanes = 32, kWarps = kMaxThreads / kLanes;
+constexpr unsigned kStay = 64;  // threads of one warp in a row, on average
 constexpr std::size_t kStackBytes = 128 * 1024;
 constexpr std::uint64_t kCanary = 0x5afe5afe5afe5afe;
 
@@ -90,13 +25,13 @@ struct Fiber {
   State state = State::ended;
   std::uint32_t mask = 0;           // of the warp barrier that it waits at
   const char* operation = nullptr;  // there
-  Exchange* exchange = nullptr;     // there
   const void* asleep_at = nullptr;
 };
 
 struct Warp {
+  std::uint32_t ready = 0;    // lanes that can go on
   std::uint32_t waiting = 0;  // lanes at a warp barrier
-  const void* pointers[kLanes] = {};
+  void* brought[kLanes] = {};
 };
 
 // One block at a time: all of its state.
@@ -107,8 +42,8 @@ struct Block {
   unsigned current = 0;
   void* caller = nullptr;  // stack of run_block
   Fiber fibers[kMaxThreads];
-  Warp warps[kMaxThreads / kLanes];
-  std::vector<unsigned> ready;
+  Warp warps[kWarps];
+  std::uint32_t ready_warps = 0;   // with a lane that can go on
   uint3 places[kMaxThreads] = {};  // threadIdx of each
   std::uint64_t* random = nullptr;
   const std::function<void()>* body = nullptr;
@@ -127,28 +62,44 @@ char* stacks() {
   return memory;
 }
 
+// One of the set bits, by a number below kLanes.
+unsigned a_bit_of(std::uint32_t bits, unsigned by) {
+  const std::uint32_t turned = bits >> by | bits << (kLanes - by) % kLanes;
+  return (static_cast<unsigned>(__builtin_ctz(turned)) + by) % kLanes;
+}
+
+// Takes a thread that can go on, the current one from then on.
+void take_ready() {
+  const unsigned drawn = draw(*block.random, kStay * kLanes), by = drawn % kLanes;
+  unsigned at = block.current / kLanes;
+  if (block.warps[at].ready == 0 || drawn < kLanes) at = a_bit_of(block.ready_warps, by);
+  Warp& warp = block.warps[at];
+  const unsigned lane = a_bit_of(warp.ready, by);
+  warp.ready &= ~(1U << lane);
+  if (warp.ready == 0) block.ready_warps &= ~(1U << at);
+  block.current = at * kLanes + lane;
+  threadIdx = block.places[block.current];
+}
+
 // Goes on with another thread that can, or with run_block where there is none.
 void go_on() {
-  void** mine = &block.fibers[block.current].stack_pointer;
-  while (block.ready.empty() && block.n_ended < block.n_threads && finish_a_copy(*block.random)) {
+  const unsigned before = block.current;
+  void** mine = &block.fibers[before].stack_pointer;
+  while (block.ready_warps == 0 && block.n_ended < block.n_threads &&
+         finish_a_copy(*block.random)) {
   }
-  if (block.ready.empty()) {
-    cuda_emulation_switch(mine, block.caller);
+  if (block.ready_warps == 0) {
+    switch_stack(mine, block.caller);
     return;
   }
-  const unsigned at = draw(*block.random, static_cast<unsigned>(block.ready.size()));
-  const unsigned next = block.ready[at];
-  block.ready[at] = block.ready.back();
-  block.ready.pop_back();
-  const bool same = next == block.current;
-  block.current = next;
-  threadIdx = block.places[next];
-  if (!same) cuda_emulation_switch(mine, block.fibers[next].stack_pointer);
+  take_ready();
+  if (block.current != before) switch_stack(mine, block.fibers[block.current].stack_pointer);
 }
 
 void make_ready(unsigned thread) {
   block.fibers[thread].state = State::ready;
-  block.ready.push_back(thread);
+  block.warps[thread / kLanes].ready |= 1U << thread % kLanes;
+  block.ready_warps |= 1U << thread / kLanes;
 }
 
 // A fiber's outermost function: it never returns.
@@ -164,18 +115,9 @@ void start(unsigned thread) {
   char* bottom = stacks() + thread * kStackBytes;
   std::memcpy(bottom, &kCanary, sizeof kCanary);
   // Staggered, so that the stacks do not all fall into the same sets of the cache.
-  auto** top =
-      reinterpret_cast<void**>(bottom + kStackBytes - 4096 + (thread * 320) % 4096 / 16 * 16);
-#if defined(__x86_64__)
-  *--top = nullptr;  // as if fiber_main had been called from nowhere
-  *--top = reinterpret_cast<void*>(&fiber_main);
-  top -= 6;
-#else
-  top -= 20;
-  top[11] = reinterpret_cast<void*>(&fiber_main);  // x30
-#endif
+  char* top = bottom + kStackBytes - 4096 + (thread * 320) % 4096 / 16 * 16;
   block.fibers[thread] = {};
-  block.fibers[thread].stack_pointer = top;
+  block.fibers[thread].stack_pointer = new_stack(top, fiber_main);
   make_ready(thread);
 }
 
@@ -222,9 +164,9 @@ void run_block(const dim3& shape, std::uint64_t& random, const std::function<voi
   block.random = &random;
   block.body = &body;
   block.error.clear();
-  block.ready.clear();
   begin_copies(n_threads);
-  for (Warp& warp : block.warps) warp.waiting = 0;
+  for (Warp& warp : block.warps) warp.ready = warp.waiting = 0;
+  block.ready_warps = block.current = 0;
   unsigned t = 0;
   for (unsigned z = 0; z < shape.z; ++z)
     for (unsigned y = 0; y < shape.y; ++y)
@@ -232,10 +174,8 @@ void run_block(const dim3& shape, std::uint64_t& random, const std::function<voi
         block.places[t] = {x, y, z};
         start(t++);
       }
-  block.current = block.ready.back();
-  block.ready.pop_back();
-  threadIdx = block.places[block.current];
-  cuda_emulation_switch(&block.caller, block.fibers[block.current].stack_pointer);
+  take_ready();
+  switch_stack(&block.caller, block.fibers[block.current].stack_pointer);
   for (t = 0; t < n_threads; ++t)
     if (std::memcmp(stacks() + t * kStackBytes, &kCanary, sizeof kCanary) != 0)
       block.error = "a thread's stack overflowed";
@@ -254,7 +194,7 @@ void sync_block() {
   go_on();
 }
 
-void sync_warp(std::uint32_t mask, const char* operation, Exchange& exchange) {
+void sync_warp(std::uint32_t mask, const char* operation, void* brought, Together together) {
   const unsigned first = block.current / kLanes * kLanes, lane = block.current % kLanes;
   if ((mask >> lane & 1) == 0) fail("a lane is not in the mask that it gives");
   Warp& warp = block.warps[first / kLanes];
@@ -262,24 +202,12 @@ void sync_warp(std::uint32_t mask, const char* operation, Exchange& exchange) {
   mine.state = State::at_warp_barrier;
   mine.mask = mask;
   mine.operation = operation;
-  mine.exchange = &exchange;
+  warp.brought[lane] = brought;
   warp.waiting |= 1U << lane;
   if (all_here(warp, first, mask, operation)) {
-    std::uint64_t given[kLanes] = {};
-    std::uint32_t nonzero = 0;
-    for (unsigned other = 0; other < kLanes; ++other) {
-      if ((mask >> other & 1) == 0) continue;
-      given[other] = block.fibers[first + other].exchange->value;
-      nonzero |= static_cast<std::uint32_t>(given[other] != 0) << other;
-    }
-    for (unsigned other = 0; other < kLanes; ++other) {
-      if ((mask >> other & 1) == 0) continue;
-      Exchange& theirs = *block.fibers[first + other].exchange;
-      if ((mask >> theirs.source & 1) == 0) fail("a lane reads one that is not in the mask");
-      theirs.value = given[theirs.source];
-      theirs.nonzero = nonzero;
-      make_ready(first + other);
-    }
+    together(mask, warp.brought);
+    for (std::uint32_t left = mask; left != 0; left &= left - 1)
+      make_ready(first + static_cast<unsigned>(__builtin_ctz(left)));
     warp.waiting &= ~mask;
   }
   go_on();
@@ -301,12 +229,10 @@ void wake(const void* address) {
 void fail(const char* message) {
   block.error = message;
   void* abandoned = nullptr;
-  cuda_emulation_switch(&abandoned, block.caller);
+  switch_stack(&abandoned, block.caller);
   std::abort();  // it was gone on with
 }
 
 unsigned current_thread() { return block.current; }
-
-const void** warp_pointers() { return block.warps[block.current / kLanes].pointers; }
 
 }  // namespace cuda_emulation

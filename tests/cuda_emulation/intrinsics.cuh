@@ -89,50 +89,72 @@ inline uint2 bytes_to_halves(std::uint32_t bytes) {
 
 // -- matrix units -----------------------------------------------------------------------------
 
-struct MatrixRegisters {
+// What a lane brings: its part of the matrices and of their product.
+struct MatrixParts {
   std::uint32_t a[4];
   std::uint32_t b[2];
+  float* sums;
 };
 
 // To single precision, towards zero: what the matrix units do with their sums.
 inline float cut_off(double value) {
   const float nearest = static_cast<float>(value);
-  return std::fabs(static_cast<double>(nearest)) > std::fabs(value) ? std::nextafterf(nearest, 0.0F)
-                                                                    : nearest;
+  if (!(std::fabs(static_cast<double>(nearest)) > std::fabs(value))) return nearest;
+  return __uint_as_float(__float_as_uint(nearest) - 1);
 }
 
-// number(register, j): one of the kNumbers numbers of a register.
-template <int kNumbers, typename Number>
-void multiply_matrices(float (&sums)[4], const MatrixRegisters& mine, const char* name,
-                       const Number& number) {
-  const cuda_emulation::WarpObjects<MatrixRegisters> of(mine, name);
-  const unsigned row = cuda_emulation::lane() / 4, column = cuda_emulation::lane() % 4;
-  for (unsigned s = 0; s < 4; ++s) {
-    double sum = static_cast<double>(sums[s]);
-    for (unsigned half = 0; half < 2; ++half)
-      for (unsigned place = 0; place < 4; ++place)
-        for (int j = 0; j < kNumbers; ++j)
-          sum += static_cast<double>(number(of[4 * row + place].a[2 * half + s / 2], j)) *
-                 static_cast<double>(number(of[4 * (2 * column + s % 2) + place].b[half], j));
-    sums[s] = cut_off(sum);
+// The whole product, by one of the lanes. Format::number(register, j): one of the kNumbers numbers
+// of a register.
+template <typename Format>
+void multiply_matrices(std::uint32_t, void* const* of_lanes) {
+  constexpr int kDepth = 8 * Format::kNumbers;
+  double a[16][kDepth], b[kDepth][8];
+  const auto part = [&](int lane) { return static_cast<const MatrixParts*>(of_lanes[lane]); };
+  for (int lane = 0; lane < 32; ++lane) {
+    const int row = lane / 4, place = lane % 4;
+    for (int half = 0; half < 2; ++half)
+      for (int j = 0; j < Format::kNumbers; ++j) {
+        const int at = (4 * half + place) * Format::kNumbers + j;
+        a[row][at] = Format::number(part(lane)->a[2 * half], j);
+        a[row + 8][at] = Format::number(part(lane)->a[2 * half + 1], j);
+        b[at][row] = Format::number(part(lane)->b[half], j);
+      }
   }
-  of.done();
+  for (int row = 0; row < 16; ++row) {
+    double sums[8];
+    const auto theirs = [&](int column) {
+      return part(row % 8 * 4 + column / 2)->sums + row / 8 * 2 + column % 2;
+    };
+    for (int column = 0; column < 8; ++column) sums[column] = *theirs(column);
+    for (int at = 0; at < kDepth; ++at)
+      for (int column = 0; column < 8; ++column) sums[column] += a[row][at] * b[at][column];
+    for (int column = 0; column < 8; ++column) *theirs(column) = cut_off(sums[column]);
+  }
 }
+
+struct Tf32 {
+  static constexpr int kNumbers = 1;
+  static double number(std::uint32_t bits, int) { return __uint_as_float(bits & 0xFFFFE000U); }
+};
+struct Halves {
+  static constexpr int kNumbers = 2;
+  static double number(std::uint32_t bits, int j) {
+    return half_to_float(static_cast<std::uint16_t>(bits >> (16 * j)));
+  }
+};
 
 inline void mma_tf32(float (&sums)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
                      std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
   expect_compiled_for(80);
-  multiply_matrices<1>(sums, {{a0, a1, a2, a3}, {b0, b1}}, "mma_tf32",
-                       [](std::uint32_t bits, int) { return __uint_as_float(bits & 0xFFFFE000U); });
+  MatrixParts mine{{a0, a1, a2, a3}, {b0, b1}, sums};
+  cuda_emulation::sync_warp(~0U, "mma_tf32", &mine, multiply_matrices<Tf32>);
 }
 
 inline void mma_f16(float (&sums)[4], std::uint32_t a0, std::uint32_t a1, std::uint32_t a2,
                     std::uint32_t a3, std::uint32_t b0, std::uint32_t b1) {
   expect_compiled_for(80);
-  multiply_matrices<2>(sums, {{a0, a1, a2, a3}, {b0, b1}}, "mma_f16",
-                       [](std::uint32_t bits, int j) {
-                         return half_to_float(static_cast<std::uint16_t>(bits >> (16 * j)));
-                       });
+  MatrixParts mine{{a0, a1, a2, a3}, {b0, b1}, sums};
+  cuda_emulation::sync_warp(~0U, "mma_f16", &mine, multiply_matrices<Halves>);
 }
 
 }  // namespace cexnn::cuda
