@@ -6,8 +6,7 @@
 namespace cexnn::cuda {
 namespace {
 
-constexpr int kShortWarps = 4;        // a block
-constexpr int kMostShortScores = 31;  // and the prior makes 32
+constexpr int kShortWarps = 4;  // a block
 
 // The warp's sums of kCount numbers a lane, 64 at first: `sums` of 32 lanes become one each, those
 // of the lanes with `bit` the upper half of them; at the end lane l has numbers 2 l and 2 l + 1.

@@ -82,30 +82,6 @@ class Stream {
   cudaStream_t stream_ = nullptr;
 };
 
-class Event {
- public:
-  Event() { check(cudaEventCreateWithFlags(&event_, cudaEventDefault), "cudaEventCreate"); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  ~Event() { cudaEventDestroy(event_); }
-
-  void record(const Stream& stream) {
-    check(cudaEventRecord(event_, stream.get()), "cudaEventRecord");
-  }
-  void wait() const { check(cudaEventSynchronize(event_), "cudaEventSynchronize"); }
-  void wait_on(const Stream& stream) const {  // the stream waits, not the host
-    check(cudaStreamWaitEvent(stream.get(), event_, 0), "cudaStreamWaitEvent");
-  }
-  double milliseconds_since(const Event& start) const {
-    float elapsed = 0.0F;
-    check(cudaEventElapsedTime(&elapsed, start.event_, event_), "cudaEventElapsedTime");
-    return double(elapsed);
-  }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
-
 // Launches and copies recorded once and put on a stream again at the price of one. Their pointers
 // and sizes are fixed when recorded.
 class Graph {

@@ -59,8 +59,6 @@ const char* cudaGetErrorString(cudaError_t status) {
       return "invalid configuration argument";
     case cudaErrorInvalidResourceHandle:
       return "invalid resource handle";
-    case cudaErrorNotReady:
-      return "device not ready";
     case cudaErrorLaunchFailure:
       return last_message.c_str();
     case cudaErrorStreamCaptureUnsupported:

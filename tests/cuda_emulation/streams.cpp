@@ -2,7 +2,6 @@
 
 #include <cxxabi.h>
 
-#include <chrono>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -14,11 +13,6 @@ namespace cuda_emulation {
 std::recursive_mutex device_mutex;
 std::string last_message;
 Counts counts;
-
-struct Event {
-  Stream* stream = nullptr;  // on which it waits to happen
-  std::chrono::steady_clock::time_point when;
-};
 
 std::set<Stream*>& streams() {
   static auto* const all = new std::set<Stream*>;
@@ -45,12 +39,12 @@ std::string readable(const char* type) {
   return name;
 }
 
-// Does what the stream holds, until `enough`.
-cudaError_t drain(Stream& stream, const std::function<bool()>& enough = [] { return false; }) {
+// Does what the stream holds.
+cudaError_t drain(Stream& stream) {
   if (const cudaError_t status = forbid_in_capture(stream); status != cudaSuccess) return status;
   if (stream.queue.empty()) return cudaSuccess;
   const Open open;
-  while (!stream.queue.empty() && !enough()) {
+  while (!stream.queue.empty()) {
     const Work work = std::move(stream.queue.front());
     stream.queue.pop_front();
     try {
@@ -170,54 +164,6 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   const Lock lock(device_mutex);
   return drain(stream_of(stream));
-}
-
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-  const Lock lock(device_mutex);
-  if (const cudaError_t status = forbid_in_capture(stream_of(stream)); status != cudaSuccess)
-    return status;  // which CUDA could record; nothing here asks for it
-  return put(stream, [event] {
-    if (event->stream == nullptr) return;
-    if (drain(*event->stream, [event] { return event->stream == nullptr; }) != cudaSuccess)
-      throw std::runtime_error(last_message);
-  });
-}
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = new Event;
-  return cudaSuccess;
-}
-
-cudaError_t cudaEventDestroy(cudaEvent_t event) {
-  const Lock lock(device_mutex);
-  cudaError_t status = cudaSuccess;
-  if (event->stream != nullptr) status = drain(*event->stream);
-  delete event;
-  return status;
-}
-
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-  const Lock lock(device_mutex);
-  if (const cudaError_t status = forbid_in_capture(stream_of(stream)); status != cudaSuccess)
-    return status;
-  event->stream = &stream_of(stream);
-  return put(stream, [event] {
-    event->stream = nullptr;
-    event->when = std::chrono::steady_clock::now();
-  });
-}
-
-cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-  const Lock lock(device_mutex);
-  if (event->stream == nullptr) return cudaSuccess;
-  return drain(*event->stream, [event] { return event->stream == nullptr; });
-}
-
-cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
-  const Lock lock(device_mutex);
-  if (start->stream != nullptr || end->stream != nullptr) return cudaErrorNotReady;
-  *milliseconds = std::chrono::duration<float, std::milli>(end->when - start->when).count();
-  return cudaSuccess;
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
