@@ -4,7 +4,7 @@
 
 #include "../searcher.hpp"
 #include "../searcher_checks.hpp"
-#include "finder.cuh"
+#include "items_there.cuh"
 #include "launch.cuh"
 #include "memory.cuh"
 #include "runtime.cuh"
@@ -23,16 +23,7 @@ class CudaSearcher final : public Searcher {
  public:
   CudaSearcher(MatrixView<const float> items, VectorView<const float> offsets,
                const CompactItems& compact)
-      : d_(items.cols),
-        items_(items, stream_),
-        halves_(compact.halves, stream_),
-        bytes_(compact.bytes, stream_),
-        offsets_(offsets, stream_) {
-    const float* scales =
-        to_device(compact.scales.data, compact.scales.size, scale_storage_, stream_);
-    if (!compact.empty()) scales_ = scales;
-    measure(scales);
-  }
+      : d_(items.cols), items_(items, offsets, compact) {}
 
   std::unique_ptr<SearchState> make_state(std::int64_t n_queries) const override {
     return std::make_unique<CudaSearchState>(n_queries);
@@ -62,7 +53,7 @@ class CudaSearcher final : public Searcher {
     for_each_part(known, priors, state, [&](Workspace& ws, const KnownScores& part) {
       const std::int64_t n = part.priors.rows, c = items.cols;
       const std::int32_t* asked = items.row(part.first);
-      if (!within(asked, n * c, -1, items_.rows().n, ws))
+      if (!within(asked, n * c, -1, items_.n(), ws))
         throw std::invalid_argument("items: item id out of range");
       const Results results(ws, 2 * n * c);
       const Update plan = updater(model).plan(ws, part, model, results.failed());
@@ -119,11 +110,11 @@ class CudaSearcher final : public Searcher {
         if (!padded)
           launch(pad_rows_kernel<float>, blocks_for(n * stride(), kStoreThreads),
                  dim3(kStoreThreads), 0, ws.stream, factors, n, d_, stride(), ws.queries.data());
-        find(ws, results, asked);
+        items_.find(ws, results, asked);
         results.send(asked.n_fetched);
       });
       ws.stream.wait();
-      answer(ws, results, asked, q, ids_out, approx_out);
+      items_.answer(ws, results, asked, q, ids_out, approx_out);
     }
   }
 
@@ -142,11 +133,11 @@ class CudaSearcher final : public Searcher {
       in_one_go(ws, asked.k, shape, [&] {
         Updater::grow(ws, plan);
         Updater::solve(ws, plan, ws.queries.data(), stride());
-        if (asked.k > 0) find(ws, results, asked);
+        if (asked.k > 0) items_.find(ws, results, asked);
         results.send(asked.n_fetched);
       });
       finish(ws, results, part);
-      if (asked.k > 0) answer(ws, results, asked, part.first, ids_out, approx_out);
+      if (asked.k > 0) items_.answer(ws, results, asked, part.first, ids_out, approx_out);
     });
   }
 
@@ -162,29 +153,9 @@ class CudaSearcher final : public Searcher {
     }
   }
 
-  Exact exact(Ranking ranking) const {
-    return {items_.rows(), offsets_.of(ranking), scales_ == nullptr ? sizes_.data() : scales_,
-            largest_.data() + (scales_ == nullptr ? 0 : 1)};
-  }
-
-  // Item sizes, for the errors of rounding, and the largest of them and of the scales.
-  void measure(const float* scales) {
-    const std::int64_t n = items_.rows().n;
-    largest_.reserve(2);
-    fill_zero(largest_.data(), 2, stream_);
-    sizes_.reserve(n);
-    const dim3 grid = blocks_for(32 * n, kStoreThreads), block(kStoreThreads);
-    launch(sizes_kernel, grid, block, 0, stream_, items_.rows(), n, sizes_.data(), largest_.data());
-    if (scales_ != nullptr)
-      launch(sizes_kernel, grid, block, 0, stream_, Rows<float>{}, n, const_cast<float*>(scales),
-             largest_.data() + 1);
-    copy<float>(largest_.data(), &largest_factor_, 1, stream_);
-    stream_.wait();
-  }
-
   Updater updater(const QueryModel& model) const {
-    return Updater(items_.rows(), model.item_offsets ? offsets_.counted() : nullptr, d_,
-                   largest_factor_);
+    return Updater(items_.rows(), model.item_offsets ? items_.offsets() : nullptr, d_,
+                   items_.largest_factor());
   }
 
   // Of queries on the device: whole chunks of any type.
@@ -219,81 +190,15 @@ class CudaSearcher final : public Searcher {
     if (part.state != nullptr) part.state->done(ws.rows, part.first);
   }
 
-  Answers answers(const Results& results, const Asked& asked) const {
-    const std::int64_t n = asked.n_rows;
-    return {results.device<std::int32_t>(n), results.device<float>(n + n * asked.k),
-            results.device<int>(0), static_cast<int>(asked.k)};
-  }
-
-  // Puts on the stream what finds the best for the queries.
-  void find(Workspace& ws, const Results& results, const Asked& asked) const {
-    const Adjustments adjust{scales_, offsets_.of(asked.ranking)};
-    const Exact ranked = exact(asked.ranking);
-    if (halves_.rows().data != nullptr) {
-      find_with(Finder<std::uint16_t>(halves_.rows(), adjust, ranked), ws, results, asked);
-    } else if (bytes_.rows().data != nullptr) {
-      find_with(Finder<std::int8_t>(bytes_.rows(), adjust, ranked), ws, results, asked);
-    } else {
-      find_with(plain(asked.ranking), ws, results, asked);
-    }
-  }
-
-  template <typename T>
-  void find_with(const Finder<T>& finder, Workspace& ws, const Results& results,
-                 const Asked& asked) const {
-    const Answers out = answers(results, asked);
-    if (finder.can_batch(asked.rows, asked.n_rows, out.k)) {
-      finder.batch(ws, asked.rows, asked.n_rows, out);
-    } else if (finder.can_scan(out.k)) {
-      finder.scan(ws, asked.rows, asked.n_rows, out);
-    } else {
-      sort_all(ws, exact(asked.ranking), asked.rows, asked.n_rows, out);
-    }
-  }
-
-  Finder<float> plain(Ranking ranking) const {
-    return Finder<float>(items_.rows(), {nullptr, offsets_.of(ranking)}, exact(ranking));
-  }
-
-  // Hands out what was fetched, after asking again of the factors themselves where it is unsure.
-  void answer(Workspace& ws, const Results& results, const Asked& asked, std::int64_t first,
-              MatrixView<std::int32_t> ids_out, MatrixView<float> approx_out) const {
-    const std::int64_t k = asked.k, n = asked.n_rows;
-    const Answers out = answers(results, asked);
-    bool again = false;
-    for (std::int64_t row = 0; row < n; ++row) {
-      if (results.host<int>(0)[row] == 0) continue;
-      again = true;
-      Queries unsure = asked.rows;
-      unsure.first = row;
-      plain(asked.ranking)
-          .scan(ws, unsure, 1, {out.ids + row * k, out.approx + row * k, out.unsure + row, out.k});
-    }
-    if (again) {
-      results.send(asked.n_fetched);
-      ws.stream.wait();
-    }
-    const std::int64_t first_row = answers_of(asked.ranking) * first;
-    results.deliver(n, ids_out.row(first_row), n * k);
-    results.deliver(n + n * k, approx_out.row(first_row), n * k);
-  }
-
   void check_known(const CsrView& rows, std::int64_t n_queries, Workspace& ws) const {
-    if (rows.rows != n_queries || rows.cols != items_.rows().n)
+    if (rows.rows != n_queries || rows.cols != items_.n())
       throw std::invalid_argument("known: expected (n_queries, n_items)");
-    if (!within(rows.indices, rows.indptr[rows.rows], 0, items_.rows().n, ws))
+    if (!within(rows.indices, rows.indptr[rows.rows], 0, items_.n(), ws))
       throw std::invalid_argument("known: item id out of range");
   }
 
-  Stream stream_;
   std::int64_t d_;
-  ItemRows<float> items_;
-  ItemRows<std::uint16_t> halves_;
-  ItemRows<std::int8_t> bytes_;
-  ItemOffsets offsets_;
-  DeviceBuffer<float> scale_storage_, sizes_, largest_;
-  float largest_factor_ = 0.0F;
-  const float* scales_ = nullptr;  // of compact items
+  ItemsThere items_;
   mutable Workspaces workspaces_;
 };
 
