@@ -8,8 +8,9 @@ ANNCUR score 5 to 100 anchor queries with every item. cexnn and distillation lea
 training scores of 817 other queries (whole queries, in random order), the same for every fold, or
 from a twentieth of ADACUR's calls, "its queries": 200 of the 4,000 items of each of its own anchor
 queries, half of them the nearest by the dual encoder ("half", as `train_index` takes them) or none
-("random"); of 100 anchor queries also from "all" pairs that ADACUR has. "Words": an `LsaEncoder`
-beside the dual encoder's embeddings, which none of the others has.
+("random"), or 400 of each of half the queries, none the nearest ("fewer"); of 100 anchor queries
+also from "all" pairs that ADACUR has. "Words": an `LsaEncoder` beside the dual encoder's
+embeddings, which none of the others has.
 
 ADACUR's truncation (``rcond``) is each of three, "plain" being the pseudo-inverse as it is: which
 serves it best depends on calls and k. cexnn and ADACUR search in 10 rounds, and all but ANNCUR open
@@ -40,8 +41,10 @@ from cexnn.search import SearchResult
 from cexnn.training import nearest_items
 
 N_SCORES = (1_000, 5_000, 10_000, 20_000, 50_000, 104_576)
-N_ANCHORS, PER_ANCHOR = (5, 10, 25, 50, 100), 200
+N_ANCHORS = (5, 10, 25, 50, 100)
 N_ANCHORS_OF_OURS = (25, 50, 100)
+# Of every so many of ADACUR's anchor queries, so many items, this share of them at random.
+OF_OURS = {"half": (1, 200, 0.5), "random": (1, 200, 1.0), "fewer": (2, 400, 1.0)}
 TRUNCATIONS = {"ADACUR": 0.01, "ADACUR, rcond 0.003": 0.003, "ADACUR, plain": 1e-6}
 BUDGETS, N_TIMED_PAIRS = (100, 500), 1024
 PANELS = ((10, 100), (100, 100), (10, 500), (100, 500))  # k, budget
@@ -182,9 +185,10 @@ class Bench:
                 build = partial(Index.build, some_of(self.scores, n), **given)
                 yield self.shared(name, n, build, self.ours, queries)
             for n in N_ANCHORS_OF_OURS:
-                for kind, share in (("half", 0.5), ("random", 1.0)):
-                    make = partial(self.same_queries, n, PER_ANCHOR, share, (queries, items))
-                    yield self.timed(f"{name}, its queries, {kind}", n * PER_ANCHOR, make)
+                for kind, (every, per_query, share) in OF_OURS.items():
+                    few = n // every
+                    make = partial(self.same_queries, few, per_query, share, (queries, items))
+                    yield self.timed(f"{name}, its queries, {kind}", few * per_query, make)
         queries, items = self.features[""]
         n = N_ANCHORS[-1]
         make = partial(self.same_queries, n, len(items), 1.0, (queries, items))
