@@ -80,7 +80,7 @@ def test_an_item_without_scores_goes_where_the_maps_say(world):
     plain = world.items[:50] * np.float32(index._learned.item_scale)
     assert np.abs(index.item_factors[400:] - plain).max() > 0.1
     assert np.allclose(index.item_factors[400:], index.item_factors[:50], atol=1e-4)
-    expected = world.items[:50] @ index._learned.offset_map
+    expected = index._learned.offset_weight * (world.items[:50] @ index._learned.offset_map)
     assert np.abs(expected).max() > 1
     assert np.allclose(index.item_offsets[400:], expected, atol=1e-4)
 
@@ -93,8 +93,8 @@ def test_scores_of_an_added_item_correct_its_offset(world):
     expected = offset + world.items[0] @ learned.offset_map + learned.query_factors[:3] @ factors
     column = csr_array((above + expected, ([0, 1, 2], [0, 0, 0])), shape=(60, 1))
     index.add(world.items[:1], column)
-    moved = index.item_offsets[400] - world.items[0] @ learned.offset_map
-    assert moved == pytest.approx(learned.offset_weight * 15 / (3 + 5), abs=1e-3)
+    moved = index.item_offsets[400] / learned.offset_weight - world.items[0] @ learned.offset_map
+    assert moved == pytest.approx(15 / (3 + 5), abs=1e-3)
 
 
 @pytest.mark.parametrize("update", ["calibrated", "least_squares"])

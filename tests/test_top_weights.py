@@ -54,6 +54,14 @@ def test_neither_is_negative_and_few_scores_change_little():
     assert 1 < few.prior < 2.5
 
 
+@pytest.mark.parametrize("noise", [0, 1e-12, 1e-3])
+def test_sides_that_say_the_same_are_left_as_they_are(noise):
+    rng = np.random.default_rng(0)
+    fits = np.float32(1e6 * rng.normal(size=1000))
+    residuals = np.float32(noise * rng.normal(size=1000))
+    assert fit_top_weights([(fits, 2 * fits, residuals)]) == pytest.approx((1, 1), abs=1e-3)
+
+
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_nothing_to_learn_from(n):
     flat = np.zeros(n, dtype=np.float32)
@@ -67,16 +75,29 @@ def test_weights_reach_priors_offsets_and_new_items(world):
     learned = index._learned
     found = weighted(replace(learned, offset_weight=1.0), TopWeights(2.0, 0.5))
     assert np.allclose(found.item_offsets, learned.item_offsets / 2)
-    assert np.allclose(found.offset_map, learned.offset_map / 2)
     assert np.allclose(found.query_map, learned.query_map * 2)
     assert found.query_scale == pytest.approx(2 * learned.query_scale)
     assert found.model.prior_scale_variance == learned.model.prior_scale_variance / 4
     assert np.array_equal(found.mean_query, learned.mean_query)  # of queries without embeddings
-    added = Index(replace(learned, offset_weight=0.0))
-    added.add(world.items[:9], csr_array(world.scores)[:, :9])
-    assert np.allclose(added.item_offsets[-9:], world.items[:9] @ learned.offset_map, atol=1e-6)
+    added = Index(found)
+    added.add(world.items[:9])
+    expected = world.items[:9] @ learned.offset_map / 2
+    assert np.allclose(added.item_offsets[-9:], expected, atol=1e-6)
     alone = Index.build(world.scores)._learned
     assert np.allclose(weighted(alone, TopWeights(2.0, 0.5)).mean_query, 2 * alone.mean_query)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.4, 1.5])
+def test_an_item_added_with_its_training_scores_lands_beside_itself(weight):
+    rng = np.random.default_rng(0)
+    table = np.float32(rng.normal(size=(60, 4)) @ rng.normal(size=(4, 50)) + rng.normal(size=50))
+    scores = csr_array(table)
+    built = Index.build(scores, n_factors=6)._learned
+    unit = replace(built, item_offsets=built.item_offsets / np.float32(built.offset_weight))
+    index = Index(weighted(unit, TopWeights(1.0, weight)))
+    index.add(scores=scores)
+    assert np.allclose(index.item_offsets[50:], index.item_offsets[:50], atol=1e-4)
+    assert np.allclose(index.item_factors[50:], index.item_factors[:50], atol=1e-3)
 
 
 def test_offsets_that_are_noise_count_for_little(table_scorer):

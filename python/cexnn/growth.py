@@ -54,7 +54,9 @@ def with_items(learned: Learned, embeddings: Any, scores: Any, num_threads: int)
     return replace(
         learned,
         item_factors=np.concatenate([learned.item_factors, factors]),
-        item_offsets=np.concatenate([learned.item_offsets, offsets]),
+        item_offsets=np.concatenate(
+            [learned.item_offsets, np.float32(learned.offset_weight) * offsets]
+        ),
         compact=None if learned.compact is None else learned.compact.grown(factors),
     )
 
@@ -66,13 +68,13 @@ def _place(
     scores: csr_array,
     num_threads: int,
 ) -> tuple[FloatArray, FloatArray]:
-    """Correct the places of new items by their scores."""
+    """Correct the places of new items by their scores, as the build did: offsets in full."""
     fits = stored_products(learned.query_factors, factors, scores)
     residual = scores.data - np.float32(learned.model.offset) - offsets[scores.indices] - fits
     counts = np.bincount(scores.indices, minlength=len(offsets)).astype(np.float64)
     sums = np.bincount(scores.indices, weights=residual, minlength=len(offsets))
     means = shrunken_mean(sums.astype(np.float64), counts).astype(np.float32)
-    offsets = offsets + np.float32(learned.offset_weight) * means
+    offsets = offsets + means
     y = scores.data - np.float32(learned.model.offset) - offsets[scores.indices]
     by_item = np.lexsort((stored_rows(scores), scores.indices))
     indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)

@@ -52,7 +52,7 @@ class Learned:
         Of the training queries: what the scores of new items are explained by. No rows where
         there were none.
     offset_map : (n_dims,) float32
-        From an embedding to the item's offset; empty: no map.
+        From an embedding to the item's offset, before `offset_weight`; empty: no map.
     factor_map : float32
         From an embedding to the item's factors, as in `cexnn.embedding_maps`; no rows:
         ``v0 = item_scale * e_i``.
@@ -72,7 +72,7 @@ class Learned:
     score_map : ScoreMap
         From scores to those of the model, where it was built with scores.
     offset_weight : float
-        What an item's mean residual was multiplied by; see `cexnn.top_weights`.
+        What the items' offsets, once fitted, were multiplied by; see `cexnn.top_weights`.
     rounds : tuple of (budget, rounds)
         The fewest rounds that serve a budget, ascending; empty: nothing to learn them from.
     facts : dict

@@ -23,6 +23,8 @@ FloatArray = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
 WEIGHT_VARIANCE = 0.25  # of a weight about 1, before any score is seen
+LEAST_DRAWN = 1e-12  # of the scores' word, to 1: two sides that say the same leave no other hold
+LEAST_WEIGHT = 1e-6  # what is smaller is rounding; its square divides a variance
 
 
 class TopWeights(NamedTuple):
@@ -66,17 +68,19 @@ def fit_top_weights(queries: Iterable[tuple[FloatArray, FloatArray, FloatArray]]
         total += float(counts.sum())
     if squares == 0:
         return TopWeights()
-    gram += squares / total / WEIGHT_VARIANCE * np.eye(2)
+    drawn = squares / total / WEIGHT_VARIANCE
+    gram += max(drawn, LEAST_DRAWN * float(np.trace(gram))) * np.eye(2)
     root = np.linalg.cholesky(gram)
     found, _ = nnls(root.T, np.linalg.solve(root, right + gram.sum(axis=1)))
-    return TopWeights(float(found[0]), float(found[1]))
+    return TopWeights(*(float(weight) if weight > LEAST_WEIGHT else 0.0 for weight in found))
 
 
 def weighted(learned: Learned, weights: TopWeights) -> Learned:
     """Multiply the prior and the item offsets of an index.
 
     A query varies about its prior as before. The prior is where its queries start: a map or a scale
-    of their embeddings, or else the mean query.
+    of their embeddings, or else the mean query. Offsets of items to come are made as the build made
+    them, and multiplied then (`cexnn.growth`).
     """
     size = np.float32(weights.prior)
     mapped = len(learned.query_map) > 0
@@ -88,7 +92,6 @@ def weighted(learned: Learned, weights: TopWeights) -> Learned:
     return replace(
         learned,
         item_offsets=learned.item_offsets * np.float32(weights.offsets),
-        offset_map=learned.offset_map * np.float32(weights.offsets),
         offset_weight=weights.offsets,
         query_scale=learned.query_scale * weights.prior,
         query_map=learned.query_map * size,
