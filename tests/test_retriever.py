@@ -282,12 +282,6 @@ def test_excluded_ids_are_not_found(index):
         retriever.search(["query 4"], exclude="id-4")
 
 
-class Column(list):
-    """A column of a data frame of pandas."""
-
-    dtype = np.dtype(bool)
-
-
 class Lent:
     """An array that tells its numbers by DLPack alone; gone through, it yields objects."""
 
@@ -320,7 +314,7 @@ def test_ids_may_be_an_array_of_any_library(index):
                 found(**{name: ids})
 
 
-@pytest.mark.parametrize("kind", [np.array, Lent, Column])
+@pytest.mark.parametrize("kind", [np.array, Lent, list])
 def test_a_mask_is_no_ids(index, kind):
     mask = kind([number < 5 for number in range(N)])
     for name in ("exclude", "only"):

@@ -127,13 +127,14 @@ class KnownItems:
         return rows
 
 
-def _each(name: str, ids: Iterable[Any]) -> Iterable[Any]:
-    """Return ids to be gone through: those of an array of any library as numbers."""
+def _each(name: str, ids: Iterable[Any]) -> list[Any]:
+    """Return ids as a list: those of an array of any library as numbers."""
     if isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise ValueError(f"{name}: expected a sequence of ids, got {ids!r}")
     found = to_numpy(name, ids) if hasattr(ids, "__dlpack__") else ids
     if isinstance(found, np.ndarray) and found.ndim != 1:
         raise ValueError(f"{name}: expected a sequence of ids, got shape {found.shape}")
-    if str(getattr(found, "dtype", "")) in ("bool", "boolean"):  # of NumPy, or of pandas
+    listed = list(found)
+    if any(isinstance(item_id, bool | np.bool_) for item_id in listed):  # True would be the id 1
         raise ValueError(f"{name}: expected a sequence of ids, got a mask: give the ids it marks")
-    return found
+    return listed
