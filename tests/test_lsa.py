@@ -152,6 +152,7 @@ def test_refuses_a_foreign_file(tmp_path: Path) -> None:
         (TEXTS, {"n_dims": 2, "min_df": 100}, "n_dims"),
         (TEXTS, {"n_dims": 2, "piece_length": 0}, "piece_length"),
         (TEXTS, {"n_dims": 2, "piece_length": 4.0}, "piece_length"),
+        (TEXTS, {"n_dims": 2, "min_df": 1, "seed": -1}, "seed"),
     ],
 )
 def test_bad_input(texts: Any, options: dict[str, int], name: str) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_array
 from scipy.sparse.linalg import svds
 
-from cexnn.checks import check_float, check_int, check_matrix
+from cexnn.checks import LARGEST_SEED, check_float, check_int, check_matrix
 from cexnn.items import check_texts
 from cexnn.words import STOP_WORDS, split_pieces, split_words
 
@@ -102,6 +102,7 @@ class LsaEncoder:
         min_df = check_int("min_df", min_df, minimum=1)
         if piece_length is not None:
             check_int("piece_length", piece_length, minimum=1)
+        seed = check_int("seed", seed, minimum=0, maximum=LARGEST_SEED)
         document_counts = Counter(
             term for text in texts for term in set(_split(text, piece_length))
         )
