@@ -144,8 +144,8 @@ def dither(n_factors):
     return (random.random_raw(2 * n_factors)[::2] >> 13) * 2.0**-19
 
 
-def test_they_are_what_is_scanned_in_the_end():
-    """An item made to hurt, by who knows the dither: all that it loses has a query's signs."""
+def with_hurt_item():
+    """Items, one made to hurt by who knows the dither: all that it loses has the query's signs."""
     rng = np.random.default_rng(2)
     V = rng.standard_normal((40_000, 128), dtype=np.float32)
     hurt = 39_977  # when others have long set the bar
@@ -156,11 +156,25 @@ def test_they_are_what_is_scanned_in_the_end():
     V[hurt] = step * (np.minimum(query[0], 0) + fraction + 0.5 - dither(128))
     V[hurt, 0] = 1
     V[hurt] *= 1.05 * np.delete(V @ query[0], hurt).max() / (V[hurt] @ query[0])
+    return V, hurt, query
+
+
+def test_they_are_what_is_scanned_in_the_end():
+    V, hurt, query = with_hurt_item()
     searcher = _core.Searcher(V, None)
     assert top(searcher, query)[0][0, 0] == hurt
     for _ in range(N_PASSES_BEFORE):
         ids = top(searcher, query)[0]
     assert (hurt in ids) != IN_USE
+
+
+def test_queries_of_zeros_do_not_put_them_out_of_use():
+    """By such a query all items tie, however good their codes are."""
+    V, hurt, query = with_hurt_item()
+    searcher = in_use(V)
+    for _ in range(20):
+        assert_same(top(searcher, 0 * query), (np.arange(10)[None], np.zeros((1, 10))))
+    assert (hurt in top(searcher, query)[0]) != IN_USE
 
 
 def test_what_they_cannot_tell_is_asked_of_all():

@@ -165,7 +165,9 @@ class CoarseScan {
     });
     for (std::size_t e = 0; e < none.size(); ++e) {
       for (std::size_t thread = 1; thread < n_threads; ++thread) best[0][e].merge(best[thread][e]);
-      if (!none[e].gave_up()) in_use_.report(!best[0][e].gave_up());
+      // By a query of zeros all items tie, however well they are known.
+      const bool tells = queries[e % queries.size()].scale() > 0.0F;
+      if (tells && !none[e].gave_up()) in_use_.report(!best[0][e].gave_up());
     }
     return std::move(best[0]);
   }
