@@ -66,8 +66,8 @@ struct CompactItems {
   bool empty() const { return halves.data == nullptr && bytes.data == nullptr; }
 };
 
-// Items and their offsets, ready to be searched. Borrows its arrays, never changes after
-// construction, may be used from several threads.
+// Items and their offsets, ready to be searched. Borrows its arrays, never changes what it answers,
+// may be used from several threads.
 class Searcher {
  public:
   virtual ~Searcher() = default;
