@@ -100,8 +100,7 @@ class SearchableIndex:
             of its ``k`` best; ``result.n_calls`` then varies. The model's expectation is low for
             few: measured on real scores, 0.1 to 0.6 % were lost for k = 10, up to 2 % for k = 1.
             By default the budget is always spent. For an index built with scores,
-            ``update="calibrated"``, and given the query embeddings if the index was built with
-            some.
+            ``update="calibrated"``, and given the query embeddings if it was built with some.
         num_threads : int, optional
             By default the CPUs this process may use. Does not change the result.
         progress : bool
