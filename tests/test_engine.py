@@ -430,6 +430,12 @@ def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match="^scorer: expected a callable, got int"):
         ScoringEngine(3)
 
+    async def scorer(queries, rows, items):
+        return items
+
+    with pytest.raises(ValueError, match="^scorer: expected a function, got a coroutine function"):
+        ScoringEngine(scorer)
+
 
 @pytest.mark.parametrize(
     ("options", "message"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from cexnn.scorer import (
     Scorer,
     call_scorer,
     checked_scores,
+    is_async,
 )
 from cexnn.search import SearchResult, Session
 
@@ -219,7 +219,7 @@ async def _score(scorer: Scorer, queries: Sequence[Any], pairs: _Pairs, pace: Pa
             returned: Any = await scorer.score(queries, rows, items, deadline=end, trace=trace)
         else:
             call: asyncio.Future[Any]
-            if _is_async(scorer):
+            if is_async(scorer):
                 asked: Any = scorer(queries, *pairs_for(scorer, rows, items))
                 call = asyncio.ensure_future(asked)
             else:
@@ -238,12 +238,6 @@ async def _score(scorer: Scorer, queries: Sequence[Any], pairs: _Pairs, pace: Pa
     if not isinstance(rows, np.ndarray):
         return checked_there(returned, rows, items)
     return checked_scores(returned, rows, items, allow_missing=pace is not None)
-
-
-def _is_async(scorer: Scorer) -> bool:
-    return inspect.iscoroutinefunction(scorer) or inspect.iscoroutinefunction(
-        getattr(scorer, "__call__", None)  # noqa: B004
-    )
 
 
 async def _in_executor(step: Any, *arguments: Any) -> Any:

@@ -30,6 +30,7 @@ __all__ = [
     "check_call",
     "check_scorer",
     "checked_scores",
+    "is_async",
 ]
 
 FloatArray = NDArray[np.float32]
@@ -78,6 +79,13 @@ def check_scorer(scorer: object) -> None:
     elif hasattr(scorer, "predict"):
         hint = ": PairScorer(model.predict, item_texts) makes one"
     raise ValueError(f"scorer: expected a callable, got {type(scorer).__name__}{hint}")
+
+
+def is_async(scorer: Scorer) -> bool:
+    """Tell whether a scorer is a coroutine function, or calls one."""
+    return inspect.iscoroutinefunction(scorer) or inspect.iscoroutinefunction(
+        getattr(scorer, "__call__", None)  # noqa: B004
+    )
 
 
 def check_call(scorer: Scorer, queries: Sequence[Any]) -> int:
@@ -150,8 +158,9 @@ def checked_scores(
     if inspect.iscoroutine(returned):
         returned.close()
         raise ScorerError(
-            "the scorer returned a coroutine, which only asearch awaits: elsewhere pass a function "
-            "that runs it to its end, such as lambda *pairs: asyncio.run(scorer(*pairs))",
+            "the scorer returned a coroutine, which only asearch awaits, and only of a coroutine "
+            "function: elsewhere pass a function that runs it to its end, such as "
+            "lambda *pairs: asyncio.run(scorer(*pairs))",
             row=int(rows[0]),
             item=int(items[0]),
         )

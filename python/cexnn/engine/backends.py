@@ -16,7 +16,15 @@ from cexnn.cross_encoder.bound_scorer import BoundCrossEncoder, check_pairs
 from cexnn.cross_encoder.pair_batches import PairTokens
 from cexnn.cross_encoder.tokens import TokenLists, check_text
 from cexnn.engine.submission import BatchLimits, Work, merged
-from cexnn.scorer import FloatArray, IdArray, Scorer, by_position, call_scorer, check_scorer
+from cexnn.scorer import (
+    FloatArray,
+    IdArray,
+    Scorer,
+    by_position,
+    call_scorer,
+    check_scorer,
+    is_async,
+)
 
 __all__ = ["Backend", "PlainBackend", "TokenBackend", "Tokens", "make_backend"]
 
@@ -207,6 +215,11 @@ def make_backend(
 ) -> Backend:
     """Return the backend for a scorer, or raise `ValueError` naming what does not go with it."""
     check_scorer(scorer)
+    if is_async(scorer):
+        raise ValueError(
+            "scorer: expected a function, got a coroutine function, which an engine does not await "
+            "(asearch does, without an engine)"
+        )
     if isinstance(scorer, BoundCrossEncoder):
         if max_batch_tokens is not None:
             check_int("max_batch_tokens", max_batch_tokens, minimum=scorer.model.max_length)
