@@ -11,6 +11,7 @@ from cexnn.cli.support import (
     TEXTS,
     click,
     device_option,
+    max_length_option,
     read_embeddings,
     read_queries,
     read_text_file,
@@ -81,13 +82,7 @@ __all__ = ["build"]
     "that you name is kept: use another for another model or other items.  "
     "[default: beside the output, and removed at the end]",
 )
-@click.option(
-    "--max-length",
-    type=click.IntRange(min=4),
-    default=512,
-    show_default=True,
-    help="Tokens of a pair at most.",
-)
+@max_length_option
 @click.option(
     "--max-query-length",
     type=click.IntRange(min=1),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cexnn.beir import CORPUS, QUERIES
-from cexnn.cli.support import TEXTS, click, device_option, read_text_file, refuse
+from cexnn.cli.support import TEXTS, click, device_option, max_length_option, read_text_file, refuse
 from cexnn.cross_encoder import Comparison, CrossEncoder, compare_models
 
 __all__ = ["quantize"]
@@ -27,13 +27,7 @@ __all__ = ["quantize"]
     help="What the smaller model computes in: int8 for CPUs, fp16 for GPUs.",
 )
 @device_option
-@click.option(
-    "--max-length",
-    type=click.IntRange(min=4),
-    default=512,
-    show_default=True,
-    help="Tokens of a pair at most.",
-)
+@max_length_option
 @click.option(
     "--sample",
     type=click.IntRange(min=1),

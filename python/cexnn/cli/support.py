@@ -33,6 +33,7 @@ __all__ = [
     "check_split",
     "click",
     "device_option",
+    "max_length_option",
     "numbers",
     "opened",
     "parse_rounds",
@@ -173,6 +174,17 @@ def device_option(function: _Function) -> _Function:
         show_default=True,
         help="Where to run: auto takes CUDA for the cross-encoder where ONNX Runtime has it, and "
         "the CPU for the rest.",
+    )(function)
+
+
+def max_length_option(function: _Function) -> _Function:
+    """Add ``--max-length``."""
+    return click.option(
+        "--max-length",
+        type=click.IntRange(min=4),
+        default=512,
+        show_default=True,
+        help="Tokens of a pair at most.",
     )(function)
 
 
