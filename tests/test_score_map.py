@@ -9,7 +9,13 @@ from scipy.special import ndtri
 
 from cexnn import Index, IndexFileError, storage
 from cexnn.known_scores import KnownScores
-from cexnn.score_map import ScoreMap, drawn_in, normal_scores, standardised
+from cexnn.score_map import (
+    ScoreMap,
+    drawn_in,
+    logarithmic_tail,
+    normal_scores,
+    standardised,
+)
 
 HUGE = float(np.finfo(np.float32).max)
 BENDS = {"exp": np.exp, "cube": lambda y: y**3, "sigmoid": lambda y: 1 / (1 + np.exp(-y))}
@@ -66,6 +72,24 @@ def test_too_few_scores_or_equal_ones_are_left_as_they_are(scores):
     assert score_map == ScoreMap()
     assert score_map.name == "identity"
     assert score_map([3.0, HUGE]).tolist() == [3.0, HUGE]
+
+
+def test_a_tail_is_drawn_in_by_logarithm_and_the_rest_left_straight(sample):
+    score_map = logarithmic_tail(sample)
+    assert score_map.name == "logarithmic tail"
+    edge, unit = np.quantile(sample, 0.9, method="inverted_cdf"), sample.std()
+    y = np.linspace(sample.min(), edge, 50)
+    assert score_map(y) == pytest.approx(y / unit, abs=1e-3)
+    beyond = edge + unit * np.array([0.1, 1, 10, 1e6])
+    expected = edge / unit + np.log1p((beyond - edge) / unit)
+    assert score_map(beyond) == pytest.approx(expected, abs=1e-3)
+    moved = logarithmic_tail(7 * sample - 3)(7 * beyond - 3)
+    assert moved - moved[0] == pytest.approx(expected - expected[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("scores", [[], np.arange(19), np.ones(500), np.arange(500) > 460])
+def test_where_there_is_no_tail_to_tell_scores_are_left_as_they_are(scores):
+    assert logarithmic_tail(scores) == ScoreMap()
 
 
 def test_a_few_levels_stay_apart():
@@ -181,6 +205,17 @@ def test_scores_that_need_no_map_get_none(world):
     index = build(world, world.scores)
     assert index.info()["score_map"] == "identity"
     assert Index.build(world.scores).info()["score_map"] == "identity"
+
+
+def test_a_long_tail_is_drawn_in(world):
+    middle = np.quantile(world.scores.data, 0.8)
+
+    def bend(y):
+        high = np.maximum(y - middle, 0)
+        return y + high**2 / 20
+
+    index = build(world, bent(world, bend)[0])
+    assert index.info()["score_map"] == "logarithmic tail"
 
 
 def test_scores_through_exp_are_mapped_and_answers_are_what_the_scorer_said(

@@ -26,12 +26,12 @@ def test_weights_are_recovered_in_any_unit(unit):
 
 
 def test_by_hand():
-    # Expected best first, two items count 3/4 and 1/4: the mean of fits 4 and 0 is 3, of residuals
-    # 2 and -2 it is 1. gram = 3/4 + 9/4 = 3, right = 3/4 + 9/4 = 3, squares = 3 of a total of 1,
-    # over the weights' own variance 12: 1 + 3 / (3 + 12).
+    # Expected best first, two items count a = (3/4)^6 and b = (1/4)^6. Fits and residuals differ by
+    # 4: gram, right and squares are 16 a b / (a + b), of a total of a + b; over the weights' own
+    # variance of 1/4 the squares draw by 4 squares / (a + b).
     fits, residuals = np.float32([0, 4]), np.float32([-2, 2])
     found = fit_top_weights([(fits, np.zeros(2, np.float32), residuals)])
-    assert found == pytest.approx((1.2, 1))
+    assert found == pytest.approx((1 + 1 / (1 + 4 / (0.75**6 + 0.25**6)), 1))
 
 
 def test_what_is_expected_to_be_best_counts_most():

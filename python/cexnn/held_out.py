@@ -15,7 +15,7 @@ from cexnn.item_factors import FactorMaker
 from cexnn.prior import Calibration, calibrate, mean_square_norm
 from cexnn.query_model import QueryModel, default_query_model, fit_query_model
 from cexnn.score_csr import take_rows
-from cexnn.score_map import ScoreMap, normal_scores
+from cexnn.score_map import ScoreMap, logarithmic_tail, normal_scores
 from cexnn.top_weights import TopWeights, fit_top_weights
 
 __all__ = ["choose_form", "choose_score_map", "starts"]
@@ -24,7 +24,8 @@ FloatArray = NDArray[np.float32]
 
 CHOICE_SCORES = 64  # of a held-out query, the same for all that is to be chosen from
 SCORE_MAP_QUERIES = 400  # at most, to fit what judges the score map by
-SCORE_MAP_GAIN = 1 / 3  # nats a held-out score; for less, a map brings no recall to speak of
+SCORE_MAP_GAIN = 1 / 3  # nats a held-out score; for less, normal scores bring no recall to speak of
+TAIL_GAIN = 0.005  # nats a held-out score
 QUERY_MAP_GAIN = 1e-3  # nats a held-out score; scores that are noise gain up to 1e-4 by chance
 
 
@@ -36,23 +37,32 @@ def choose_score_map(
     held: NDArray[np.int64],
     seed: int,
 ) -> ScoreMap:
-    """Map scores to normal ones where held-out scores are clearly more likely for it.
+    """Choose a map of scores by how likely it makes held-out ones.
 
-    Judged by the calibrated embeddings, or the item offsets alone: no factorisation is needed.
+    Normal scores where they are far more likely for it, the logarithmic tail where they are at all,
+    or else the identity. Judged by the calibrated embeddings, or the item offsets alone: no
+    factorisation is needed.
     """
-    score_map = normal_scores(take_rows(scores, fit).data)
-    if not score_map.knots:
-        return score_map
+    known = take_rows(scores, fit).data
     if len(fit) > SCORE_MAP_QUERIES:
         fit = np.sort(np.random.default_rng(seed).choice(fit, SCORE_MAP_QUERIES, replace=False))
     told = take_rows(scores, held).data
+
+    def loss(score_map: ScoreMap) -> float:
+        found = _score_map_loss(score_map.of(scores), queries, items, fit, held, seed)
+        return found - float(score_map.log_slope(told).mean())
+
     identity = ScoreMap()
-    losses = [
-        _score_map_loss(candidate.of(scores), queries, items, fit, held, seed)
-        - float(candidate.log_slope(told).mean())
-        for candidate in (identity, score_map)
-    ]
-    return score_map if losses[0] - losses[1] > SCORE_MAP_GAIN else identity
+    plain: float | None = None
+    for score_map, least_gain in (
+        (normal_scores(known), SCORE_MAP_GAIN),
+        (logarithmic_tail(known), TAIL_GAIN),
+    ):
+        if score_map.knots:
+            plain = loss(identity) if plain is None else plain
+            if plain - loss(score_map) > least_gain:
+                return score_map
+    return identity
 
 
 def _score_map_loss(

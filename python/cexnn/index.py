@@ -69,8 +69,9 @@ class Index(GrowingIndex, SearchableIndex):
         ----------
         scores : (n_queries, n_items) SciPy sparse, optional
             Cross-encoder scores of training pairs, such as `score_pairs` returns, on any
-            increasing scale: the model takes them as normal scores, here and in `search`, where
-            that makes held-out scores clearly more likely (``info()["score_map"]``).
+            increasing scale: where it makes held-out scores more likely, the model takes them
+            with the best tenth drawn in by logarithm, or as normal scores, here and in `search`
+            (``info()["score_map"]``, `cexnn.score_map`).
         item_embeddings : (n_items, n_dims) float, optional
             Of a dual encoder, of any scale; arrays of any library (see `cexnn.arrays`). Those on
             the CUDA device, with ``device="cuda"``, are mapped to factors, factorised and searched

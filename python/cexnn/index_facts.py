@@ -70,8 +70,9 @@ class IndexFacts:
 
         ``"rounds"``: for a few budgets, the fewest rounds that are as good as more, in searches
         for ``"n_simulated_queries"`` queries simulated under the learned ``"query_model"``.
-        ``"prior_weight"`` and ``"offset_weight"``: what held-out queries multiply where a query
-        starts, and the item offsets, by; see `cexnn.top_weights`.
+        ``"score_map"``: how scores reach the model, whose units all else is in; see
+        `cexnn.score_map`. ``"prior_weight"`` and ``"offset_weight"``: what held-out queries
+        multiply where a query starts, and the item offsets, by; see `cexnn.top_weights`.
         """
         return {
             "n_items": self.n_items,

@@ -2,7 +2,8 @@
 
 Only the order of scores decides what the best items are; the model of `cexnn.query_model` is one of
 sums and of noise of one size. Scores that came through ``exp`` or a sigmoid, or are crowded at one
-end for another reason, fit it once they are mapped to normal scores.
+end for another reason, fit it once they are mapped to normal scores; those of most cross-encoders,
+once the few that are far above the rest are drawn in.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from scipy.special import ndtr, ndtri
 
 from cexnn import _core
 
-__all__ = ["ScoreMap", "drawn_in", "normal_scores", "standardised"]
+__all__ = ["ScoreMap", "drawn_in", "logarithmic_tail", "normal_scores", "standardised"]
 
 FloatArray = NDArray[np.float32]
 Wide = NDArray[np.float64]
@@ -25,6 +26,7 @@ Wide = NDArray[np.float64]
 MAX_KNOTS = 21
 SCORES_PER_KNOT = 20  # at least
 OUTERMOST = 3.2  # deviations from the median to the outermost knots
+TAIL_SHARE = 0.1  # of the scores
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,10 @@ class ScoreMap:
 
     @property
     def name(self) -> str:
-        """``"identity"`` or ``"normal scores"``."""
-        return "normal scores" if self.knots else "identity"
+        """``"identity"``, ``"logarithmic tail"`` (two knots) or ``"normal scores"``."""
+        if not self.knots:
+            return "identity"
+        return "logarithmic tail" if len(self.knots) == 2 else "normal scores"
 
     def __call__(self, scores: ArrayLike) -> FloatArray:
         """Map scores, of any shape."""
@@ -115,19 +119,39 @@ def normal_scores(scores: ArrayLike) -> ScoreMap:
     Parameters
     ----------
     scores : (n,) float
-        With fewer than 40, or all equal: the identity.
+        With fewer than 60, or of fewer than three values: the identity.
     """
     ordered = np.sort(np.asarray(scores, dtype=np.float64))
     n_knots = min(MAX_KNOTS, len(ordered) // SCORES_PER_KNOT)
-    if n_knots < 2:
+    if n_knots < 3:
         return ScoreMap()
     shares = ndtr(np.linspace(-OUTERMOST, OUTERMOST, n_knots))
     knots = np.unique(np.quantile(ordered, shares, method="inverted_cdf"))  # scores that occurred
-    if len(knots) < 2:
+    if len(knots) < 3:
         return ScoreMap()
     ranks = (np.searchsorted(ordered, knots) + np.searchsorted(ordered, knots, side="right")) / 2
     values = ndtri(ranks / len(ordered))
     return ScoreMap(tuple(knots.tolist()), tuple(values.tolist()))
+
+
+def logarithmic_tail(scores: ArrayLike) -> ScoreMap:
+    """Return the map that draws in the best tenth of a sample of scores, by logarithm.
+
+    It is a line, in units of the scores' deviation, up to their 90th percentile, and rises by
+    ``log(1 + x)`` for ``x`` deviations beyond.
+
+    Parameters
+    ----------
+    scores : (n,) float
+        With fewer than 20, or nine tenths of them the least: the identity.
+    """
+    y = np.asarray(scores, dtype=np.float64)
+    if len(y) < SCORES_PER_KNOT:
+        return ScoreMap()
+    knots = np.array([y.min(), np.quantile(y, 1 - TAIL_SHARE, method="inverted_cdf")])
+    if knots[0] == knots[1]:
+        return ScoreMap()
+    return ScoreMap(tuple(knots.tolist()), tuple((knots / y.std()).tolist()))
 
 
 def standardised(indptr: NDArray[np.int64], scores: FloatArray) -> FloatArray:

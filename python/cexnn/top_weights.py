@@ -23,6 +23,7 @@ FloatArray = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
 WEIGHT_VARIANCE = 0.25  # of a weight about 1, before any score is seen
+STEEPNESS = 6  # the best tenth by what is expected has half the say
 LEAST_DRAWN = 1e-12  # of the scores' word, to 1: two sides that say the same leave no other hold
 LEAST_WEIGHT = 1e-6  # what is smaller is rounding; its square divides a variance
 
@@ -39,7 +40,7 @@ def fit_top_weights(queries: Iterable[tuple[FloatArray, FloatArray, FloatArray]]
 
     Least squares of ``y = shift_q + weights.prior p_i + weights.offsets o_i`` over each query's
     scored items, drawn to 1; neither is negative. An item counts the more the higher it is expected
-    to score: from 1 to 0 by its rank by ``p + o``.
+    to score: ``(1 - r)^6``, where ``r`` from 0 to 1 is its rank by ``p + o``.
 
     Parameters
     ----------
@@ -58,7 +59,8 @@ def fit_top_weights(queries: Iterable[tuple[FloatArray, FloatArray, FloatArray]]
         if n == 0:
             continue
         counts: Wide = np.empty(n)
-        counts[np.argsort(-(fits + offsets), kind="stable")] = 1 - (np.arange(n) + 0.5) / n
+        ranks = (np.arange(n) + 0.5) / n
+        counts[np.argsort(-(fits + offsets), kind="stable")] = (1 - ranks) ** STEEPNESS
         sides = np.stack([fits, offsets, residuals]).astype(np.float64)
         sides -= (sides @ counts / counts.sum())[:, None]
         products = (sides * counts) @ sides.T
