@@ -23,7 +23,8 @@ __all__ = ["choose_form", "choose_score_map", "starts"]
 FloatArray = NDArray[np.float32]
 
 CHOICE_SCORES = 64  # of a held-out query, the same for all that is to be chosen from
-SCORE_MAP_QUERIES = 400  # at most, to fit what judges the score map by
+SCORE_MAP_QUERIES = 200  # at most, to fit what judges the score map by
+SCORE_MAP_SCORES = 48  # of a held-out query
 SCORE_MAP_GAIN = 1 / 3  # nats a held-out score; for less, normal scores bring no recall to speak of
 TAIL_GAIN = 0.005  # nats a held-out score
 QUERY_MAP_GAIN = 1e-3  # nats a held-out score; scores that are noise gain up to 1e-4 by chance
@@ -81,7 +82,7 @@ def _score_map_loss(
     nobody = np.zeros((1, features.shape[1]), dtype=np.float32)
     factors = Factors(nobody, features, (1.0, 1.0), 0.0)
     fitted = (calibration, factors, no_map(features))
-    return _fit(scores, queries, held, *fitted, seed, max_scores=CHOICE_SCORES)[1]
+    return _fit(scores, queries, held, *fitted, seed, max_scores=SCORE_MAP_SCORES)[1]
 
 
 class Choice(NamedTuple):
