@@ -7,6 +7,7 @@
 #include "embedding_map.hpp"
 #include "known.hpp"
 #include "known_scores.hpp"
+#include "score_units.hpp"
 
 namespace cexnn {
 namespace {
@@ -25,6 +26,35 @@ void append(const Ids& ids, const Floats& scores, const Ids& told_ids, const Flo
   const MatrixView<float> all_scores = scores_out.writable(Device::cuda, "scores_out");
   const py::gil_scoped_release release;
   cuda::append(known, told, all_ids, all_scores);
+}
+
+// work(scores, out), without the GIL.
+template <typename Work>
+void in_units(const Floats& scores, Floats& out, const Work& work) {
+  if (!scores.on_device() || !out.on_device())
+    throw std::invalid_argument("scores: expected on the CUDA device, and out, too");
+  const MatrixView<const float> given = scores.matrix(Device::cuda, "scores");
+  const MatrixView<float> found = out.writable(Device::cuda, "out");
+  const py::gil_scoped_release release;
+  work(given, found);
+}
+
+using BringRows = void (*)(MatrixView<const float>, MatrixView<float>);
+
+template <BringRows kBring>
+void bring_there(const Floats& scores, Floats out) {
+  in_units(scores, out, kBring);
+}
+
+void bend_there(const AnyArray<double>& knots, const AnyArray<double>& values, bool straight,
+                const Floats& scores, Floats out) {
+  if (!knots.on_device() || !values.on_device())
+    throw std::invalid_argument("knots: expected on the CUDA device, and values, too");
+  const ScoreMap map{knots.vector(Device::cuda, "knots"), values.vector(Device::cuda, "values"),
+                     straight};
+  in_units(scores, out, [&](MatrixView<const float> given, MatrixView<float> found) {
+    cuda::bend(map, given, found);
+  });
 }
 
 bool all_finite(const AnyArray<float>& values, float most) {
@@ -108,6 +138,9 @@ void register_device_array(py::module_& m) {
       });
   m.def("append", &append, "ids"_a, "scores"_a, "told_ids"_a, "told_scores"_a, "ids_out"_a,
         "scores_out"_a);
+  m.def("standardise_there", &bring_there<cuda::standardise>, "scores"_a, "out"_a);
+  m.def("draw_in_there", &bring_there<cuda::draw_in>, "scores"_a, "out"_a);
+  m.def("bend_there", &bend_there, "knots"_a, "values"_a, "straight"_a, "scores"_a, "out"_a);
   m.def("all_finite", &all_finite, "values"_a, "most"_a = std::numeric_limits<float>::max());
   m.def("map_embeddings", &map_embeddings, "embeddings"_a, "scale"_a, "map"_a);
 }

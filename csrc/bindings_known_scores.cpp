@@ -122,13 +122,12 @@ HostFloats in_units(const HostLongs& indptr, const HostFloats& scores) {
   return found;
 }
 
-HostFloats bend(const HostDoubles& knots, const HostDoubles& values, const HostDoubles& scores) {
-  const VectorView<const double> at = vector_of(knots, "knots"), to = vector_of(values, "values");
-  if (at.size < 2 || to.size != at.size)
-    throw std::invalid_argument("knots: expected two at least, and as many values");
+HostFloats bend(const HostDoubles& knots, const HostDoubles& values, const HostDoubles& scores,
+                bool straight) {
+  const ScoreMap map{vector_of(knots, "knots"), vector_of(values, "values"), straight};
   const VectorView<const double> given = vector_of(scores, "scores");
   HostFloats found(given.size);
-  cpu::bend(at, to, given, written(found));
+  cpu::bend(map, given, written(found));
   return found;
 }
 
@@ -148,7 +147,8 @@ void register_known_scores(py::module_& m) {
         "counts"_a.noconvert(), "k"_a);
   m.def("standardise", &in_units<cpu::standardise>, "indptr"_a.noconvert(), "scores"_a.noconvert());
   m.def("draw_in", &in_units<cpu::draw_in>, "indptr"_a.noconvert(), "scores"_a.noconvert());
-  m.def("bend", &bend, "knots"_a.noconvert(), "values"_a.noconvert(), "scores"_a.noconvert());
+  m.def("bend", &bend, "knots"_a.noconvert(), "values"_a.noconvert(), "scores"_a.noconvert(),
+        "straight"_a = false);
 }
 
 }  // namespace cexnn

@@ -1,6 +1,7 @@
 """Searches whose pairs stay on the device find what the others do, score for score."""
 
 import asyncio
+from copy import copy
 from functools import partial
 
 import numpy as np
@@ -62,6 +63,33 @@ def learned(world):
     return index._learned
 
 
+@pytest.fixture(scope="module")
+def mapped(world):
+    """The corpus with its scores through a sigmoid, and what was learned of them."""
+    squashed = copy(world)
+    squashed.scores = world.scores.copy()
+    squashed.scores.data = 1 / (1 + np.exp(-2 * squashed.scores.data))
+    squashed.table = (1 / (1 + np.exp(-2 * world.table))).astype(np.float32)
+    index = Index.build(
+        squashed.scores,
+        item_embeddings=world.items,
+        query_embeddings=world.train_queries,
+        device="cpu",
+    )
+    assert index.info()["score_map"] != "identity"
+    return squashed, index._learned
+
+
+@pytest.fixture(params=["as they are", "mapped", "in units of each row"])
+def units(request, world, learned, mapped):
+    """Scores that reach the model in either way: the corpus, and what was learned of it."""
+    if request.param == "mapped":
+        return mapped
+    if request.param == "as they are":
+        return world, learned
+    return world, Index.build(item_embeddings=world.items, device="cpu")._learned
+
+
 def search(index, scorer, world, **changes):
     options = {"k": 10, "budget": 60, "rounds": 4, "query_embeddings": world.queries, **changes}
     return index.search(scorer, range(world.n_queries), **options)
@@ -114,21 +142,43 @@ def test_cuda_pairs_find_the_same_without_scores(cuda, world, dtype):
     check_equal(found, search(index, plain_scorer(world), world))
 
 
-def test_cuda_pairs_find_the_same_with_a_score_map(cuda, world):
-    squashed = world.scores.copy()
-    squashed.data = 1 / (1 + np.exp(-2 * squashed.data))
-    index = Index.build(squashed, item_embeddings=world.items, device="cuda")
-    assert index.info()["score_map"] != "identity"
-    table = (1 / (1 + np.exp(-2 * world.table))).astype(np.float32)
-    options = {"query_embeddings": None}
-    found = search(index, DeviceScorer(table), world, **options)
-    check_equal(found, search(index, lambda q, rows, items: table[rows, items], world, **options))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"rounds": 7},
+        {"budget": 10_000, "rounds": 6},
+        {"update": "least_squares", "mix": 0.3},
+        {"first": np.arange(30)[None].repeat(8, axis=0)},
+        {"exclude": [1, 2, 3]},
+    ],
+    ids=lambda options: " ".join(options) or "plain",
+)
+def test_cuda_pairs_find_the_same_whatever_the_model_takes_for_scores(cuda, units, options):
+    world, learned = units
+    index = Index(learned, device="cuda")
+    found = search(index, DeviceScorer(world.table), world, **options)
+    check_equal(found, search(index, plain_scorer(world), world, **options))
 
 
-def test_cuda_searches_stay_on_the_device(cuda, world, learned):
+@pytest.mark.parametrize("stop", [None, "confident"])
+def test_cuda_pairs_find_the_same_with_a_score_map(cuda, mapped, stop):
+    world, learned = mapped
+    index = Index(learned, device="cuda")
+    options = {"query_embeddings": None, "stop": stop}
+    if stop:
+        options = {"stop": stop, "k": 2, "budget": 300, "rounds": 10}
+    found = search(index, DeviceScorer(world.table), world, **options)
+    check_equal(found, search(index, plain_scorer(world), world, **options))
+
+
+@pytest.mark.parametrize("update", ["calibrated", "least_squares"])
+def test_cuda_searches_stay_on_the_device(cuda, units, update):
+    world, learned = units
     index = Index(learned, device="cuda")
     scorer = DeviceScorer(world.table)
-    session = index.session(8, budget=60, pairs_device="cuda", query_embeddings=world.queries)
+    options = {"budget": 60, "query_embeddings": world.queries, "update": update}
+    session = index.session(8, pairs_device="cuda", **options)
     while not session.done:
         session.tell(scorer(range(8), *session.ask()))
         assert not session._known.counts.any()
@@ -136,7 +186,8 @@ def test_cuda_searches_stay_on_the_device(cuda, world, learned):
     assert session._known.counts.tolist() == [60] * 8
 
 
-def test_cuda_rounds_bring_no_ids_and_no_scores_across_the_bus(cuda, world, learned, bus):
+def test_cuda_rounds_bring_no_ids_and_no_scores_across_the_bus(cuda, units, bus):
+    world, learned = units
     n = world.n_queries
     options = {"budget": 200, "rounds": 5, "query_embeddings": world.queries}
     crossed = {}
@@ -159,7 +210,8 @@ def test_cuda_rounds_bring_no_ids_and_no_scores_across_the_bus(cuda, world, lear
         assert down >= 4 * 40 * n
 
 
-def test_cuda_rounds_allocate_nothing(cuda, world, learned, bus):
+def test_cuda_rounds_allocate_nothing(cuda, units, bus):
+    world, learned = units
     index = Index(learned, device="cuda")
     options = {"k": 10, "budget": 100, "rounds": 6, "query_embeddings": world.queries}
     for warm in (False, True):  # what rounds of a shape share is allocated in the first search
@@ -221,7 +273,8 @@ def test_cuda_pairs_may_be_scored_on_the_host(cuda, world, learned, returned):
     check_equal(found, search(index, plain_scorer(world), world))
 
 
-def test_cuda_sessions_are_told_in_pieces(cuda, world, learned):
+def test_cuda_sessions_are_told_in_pieces(cuda, units):
+    world, learned = units
     index = Index(learned, device="cuda")
     options = {"k": 10, "budget": 60, "rounds": 4, "query_embeddings": world.queries}
     session = index.session(world.n_queries, pairs_device="cuda", **options)
@@ -273,7 +326,8 @@ def test_cuda_sessions_refuse_bad_scores(cuda, world, learned, scores, message, 
 
 
 @pytest.mark.parametrize("fail_at", [1, 3])
-def test_cuda_scorers_that_fail_lose_no_scores(cuda, world, learned, fail_at):
+def test_cuda_scorers_that_fail_lose_no_scores(cuda, units, fail_at):
+    world, learned = units
     index = Index(learned, device="cuda")
 
     def spoil(scores, call):
@@ -291,7 +345,8 @@ def test_cuda_scorers_that_fail_lose_no_scores(cuda, world, learned, fail_at):
     check_equal(session.result(), search(index, plain_scorer(world), world))
 
 
-def test_cuda_scores_that_are_not_finite_name_the_pair(cuda, world, learned):
+def test_cuda_scores_that_are_not_finite_name_the_pair(cuda, units):
+    world, learned = units
     index = Index(learned, device="cuda")
 
     def spoil(scores, call):

@@ -153,3 +153,11 @@ def test_a_map_bends_as_its_definition():
     assert np.isnan(_core.bend(knots, values, np.array([np.nan]))).all()
     square = ScoreMap(tuple(knots), tuple(values))(y[:4].reshape(2, 2).T)
     assert square.tolist() == found[:4].reshape(2, 2).T.tolist()
+
+
+def test_the_line_of_a_map_is_the_nearest_to_its_knots_wherever_scores_lie():
+    knots, values = np.array([-3.0, 0.5, 0.75, 2.0]), np.array([-1.0, 0.0, 2.0, 2.5])
+    y = np.array([[-1e30, -40.0, -3.0, 0.6], [2.0, 2.1, 90.0, 1e30]])
+    found = ScoreMap(tuple(knots), tuple(values)).line(y)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.polyval(np.polyfit(knots, values, 1), y), rtol=1e-6)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 #include <vector>
 
 namespace cexnn::cpu {
@@ -67,19 +68,22 @@ void draw_in(VectorView<const std::int64_t> indptr, VectorView<const float> scor
   });
 }
 
-void bend(VectorView<const double> knots, VectorView<const double> values,
-          VectorView<const double> scores, VectorView<float> out) {
+void bend(const ScoreMap& map, VectorView<const double> scores, VectorView<float> out) {
+  const VectorView<const double> knots = map.knots, values = map.values;
   const std::int64_t last = knots.size - 1;
+  if (last < 1 || values.size != knots.size)
+    throw std::invalid_argument("knots: expected two at least, and as many values");
   const auto slope = [&](std::int64_t j) {
     return (values[j + 1] - values[j]) / (knots[j + 1] - knots[j]);
   };
+  const auto beyond = [&](double rise) { return map.straight ? rise : std::log1p(rise); };
   for (std::int64_t i = 0; i < scores.size; ++i) {
     const double y = scores[i];
     double mapped;
     if (y < knots[0]) {
-      mapped = values[0] - std::log1p(slope(0) * (knots[0] - y));
+      mapped = values[0] - beyond(slope(0) * (knots[0] - y));
     } else if (!(y < knots[last])) {  // no number is among them
-      mapped = values[last] + std::log1p(slope(last - 1) * (y - knots[last]));
+      mapped = values[last] + beyond(slope(last - 1) * (y - knots[last]));
     } else {
       const std::int64_t j = std::upper_bound(knots.begin(), knots.end(), y) - knots.begin() - 1;
       mapped = values[j] + slope(j) * (y - knots[j]);

@@ -8,6 +8,7 @@
 #include "../known.hpp"
 #include "../pack.hpp"
 #include "../pair_order.hpp"
+#include "../score_units.hpp"
 #include "../searcher.hpp"
 
 namespace cexnn::cuda {
@@ -39,6 +40,12 @@ std::unique_ptr<Searcher> make_searcher(MatrixView<const float>, VectorView<cons
 void append(const ScoredItems&, const ScoredItems&, MatrixView<std::int32_t>, MatrixView<float>) {
   refuse();
 }
+
+void standardise(MatrixView<const float>, MatrixView<float>) { refuse(); }
+
+void draw_in(MatrixView<const float>, MatrixView<float>) { refuse(); }
+
+void bend(const ScoreMap&, MatrixView<const float>, MatrixView<float>) { refuse(); }
 
 void copy_strided(const StridedArray&, void*) { refuse(); }
 

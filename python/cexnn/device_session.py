@@ -1,19 +1,18 @@
 """Searches whose pairs and scores stay on the CUDA device.
 
-Such a search finds what any other does, score for score. Where the model takes scores as they are,
-neither ids nor scores cross the bus from round to round: at most 128 bytes a query go to the
-device, which say how many scores it has and where they are, and 4 bytes a query and 32 come back,
-which tell whether all went well. What the model itself sends comes on top: of a
-``CrossEncoder(device="cuda")`` see `cexnn.cross_encoder.device_pairs`. Once a search, the opening
-is chosen on the host and the numbers of its rows go to the device; so do the queries' priors,
+Such a search finds what any other does, score for score. Neither ids nor scores cross the bus from
+round to round, nor what the model takes for scores, which is made there of them
+(`cexnn.score_units`): at most 128 bytes a query go to the device, which say how many scores it has
+and where they are, and 4 bytes a query and 32 come back, which tell whether all went well. What the
+model itself sends comes on top: of a ``CrossEncoder(device="cuda")`` see
+`cexnn.cross_encoder.device_pairs`. Once a search, the opening is chosen on the host and the numbers
+of its rows go to the device, and so does the score map, 16 bytes a knot; so do the queries' priors,
 unless they were made there of embeddings that lie there. Their norms come back, 8 bytes a query,
 and the result. What a round writes to is allocated once a search.
 
 The others keep what they know on the host, and their pairs go to the device, and their scores come
 back, once a round:
 
-- of an index built from embeddings alone, or with a score map (``index.info()["score_map"]``): what
-  the model takes for scores is computed on the host,
 - with ``stop="confident"``, ``exclude``, or ``only`` for few items, which are decided there,
 - with ``deadline_ms`` or ``trace``, which look at each pair, and with a `ScoringEngine`, which
   makes common batches of several searches' pairs there,
@@ -29,6 +28,7 @@ import numpy as np
 
 from cexnn import _core
 from cexnn.arrays import on_cuda, to_cuda, to_numpy
+from cexnn.score_units import Units
 from cexnn.scorer import checked_scores
 from cexnn.search import SearchResult, Session
 
@@ -47,9 +47,11 @@ class _Buffers:
     n_queries : int
     sizes : list of int
         Items a query is asked for, round by round.
+    units : Units, optional
+        What the model takes for scores; by default scores as they are.
     """
 
-    def __init__(self, n_queries: int, sizes: list[int]) -> None:
+    def __init__(self, n_queries: int, sizes: list[int], units: Units | None) -> None:
         self._n, self._sizes = n_queries, sizes
         empty = _core.DeviceArray.empty
         n_known = n_queries * sum(sizes)
@@ -57,6 +59,9 @@ class _Buffers:
         self._approximate = empty((n_queries * max(sizes),), "float32")
         self._ids = [empty((n_known,), "int32") for _ in range(2)]
         self._scores = [empty((n_known,), "float32") for _ in range(2)]
+        self._bring = None if units is None else units.there()
+        n_mapped = 0 if units is None else n_known - n_queries * sizes[-1]
+        self._in_units = empty((n_mapped,), "float32")
 
     def asked(self, at: int) -> tuple[_core.DeviceArray, _core.DeviceArray]:
         """Return room for the items of a round, not the first, and for what they are worth."""
@@ -67,6 +72,14 @@ class _Buffers:
         """Return room for so many ids and scores a query, on one of two sides."""
         ids, scores = self._ids[side], self._scores[side]
         return self._part(ids, 0, n_known), self._part(scores, 0, n_known)
+
+    def in_units(self, scores: _core.DeviceArray) -> _core.DeviceArray:
+        """Return known scores (n_queries, n_known) as the model wants them."""
+        if self._bring is None:
+            return scores
+        found = self._part(self._in_units, 0, scores.shape[1])
+        self._bring(scores, found)
+        return found
 
     def _part(self, buffer: _core.DeviceArray, begin: int, cols: int) -> _core.DeviceArray:
         return buffer[begin : begin + self._n * cols].reshape((self._n, cols))
@@ -111,7 +124,7 @@ class DeviceSession(Session):
     def ask(self) -> tuple[Any, Any]:
         """Name the pairs to score next; see `Session.ask`."""
         if self._there is None and self._round == 0 and self._can_stay():
-            self._buffers = _Buffers(self.n_queries, self._sizes)
+            self._buffers = _Buffers(self.n_queries, self._sizes, self._units)
             self._there = _There(*self._buffers.known(0, 0), 0)
         if self._there is not None and self._there.asked is None and not self.done:
             self._go_on(self._there)
@@ -150,7 +163,6 @@ class DeviceSession(Session):
     def _can_stay(self) -> bool:
         return (
             isinstance(self._searcher, _core.Searcher)
-            and self._units is None
             and not self._stop_confident
             and len(self._excluded) == 0
             and self.trace is None
@@ -170,7 +182,7 @@ class DeviceSession(Session):
             searcher.next_items_into(
                 indptr,
                 there.ids.ravel(),
-                there.scores.ravel(),
+                self._buffers.in_units(there.scores).ravel(),
                 self._priors,
                 self._model,
                 self._state,

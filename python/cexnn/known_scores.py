@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +10,14 @@ from scipy.sparse import csr_array
 
 from cexnn import _core
 from cexnn.score_csr import csr_from_rows
+from cexnn.score_units import Units
 from cexnn.trace import SearchTrace
 
-__all__ = ["KnownScores", "SearchResult", "Units"]
+__all__ = ["KnownScores", "SearchResult"]
 
 FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
 Offsets = NDArray[np.int64]
-Units = Callable[[Offsets, FloatArray], FloatArray]  # of rows of scores, the indptr and data of CSR
 
 
 @dataclass(frozen=True)

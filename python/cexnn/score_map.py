@@ -71,7 +71,7 @@ class ScoreMap:
             same: FloatArray = np.asarray(scores, dtype=np.float32)
             return same
         y = np.ascontiguousarray(scores, dtype=np.float64)
-        return _core.bend(*self._line[:2], y.ravel()).reshape(np.shape(scores))
+        return _core.bend(*self.points, y.ravel()).reshape(np.shape(scores))
 
     def log_slope(self, scores: ArrayLike) -> Wide:
         """Logarithm of the map's slope at scores: what a density of mapped scores lacks."""
@@ -88,25 +88,31 @@ class ScoreMap:
         """Bring scores to the map's units without bending them: by the line nearest its knots."""
         if not self.knots:
             return self(scores)
-        knots, values = np.array(self.knots), np.array(self.values)
-        spread = (knots - knots.mean()) / (knots[-1] - knots[0])
-        slope = float(spread @ values / (spread @ spread))
-        y = (np.asarray(scores, dtype=np.float64) - knots.mean()) / (knots[-1] - knots[0])
-        return np.asarray(values.mean() + slope * y, dtype=np.float32)
+        y = np.ascontiguousarray(scores, dtype=np.float64)
+        return _core.bend(*self.line_points, y.ravel(), straight=True).reshape(np.shape(scores))
 
     def of(self, scores: csr_array) -> csr_array:
         """Map the stored scores of a matrix."""
         return csr_array((self(scores.data), scores.indices, scores.indptr), shape=scores.shape)
 
     @cached_property
-    def _line(self) -> tuple[Wide, Wide, Wide]:
-        """Knots, values, and the slopes between them."""
-        knots, values = np.array(self.knots), np.array(self.values)
-        return knots, values, np.diff(values) / np.diff(knots)
+    def points(self) -> tuple[Wide, Wide]:
+        """Knots and values."""
+        return np.array(self.knots), np.array(self.values)
+
+    @cached_property
+    def line_points(self) -> tuple[Wide, Wide]:
+        """The outermost knots, and what `line` makes of them."""
+        knots, values = self.points
+        spread = (knots - knots.mean()) / (knots[-1] - knots[0])
+        slope = float(spread @ values / (spread @ spread))
+        ends = [0, -1]
+        return knots[ends], values.mean() + slope * spread[ends]
 
     def _tails(self, y: Wide) -> tuple[Wide, Wide, Wide]:
         """Slopes between the knots, and how far scores lie above and below all of them."""
-        slopes = self._line[2]
+        knots, values = self.points
+        slopes = np.diff(values) / np.diff(knots)
         return slopes, np.maximum(y - self.knots[-1], 0), np.maximum(self.knots[0] - y, 0)
 
 

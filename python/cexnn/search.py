@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from cexnn import _core
 from cexnn.arrays import rows_of, to_numpy
 from cexnn.confidence import Confidence
-from cexnn.known_scores import KnownScores, SearchResult, Units, blank
+from cexnn.known_scores import KnownScores, SearchResult, blank
 from cexnn.schedule import SHORTLIST, round_sizes
+from cexnn.score_units import Units
 from cexnn.searched import AnySearcher
 from cexnn.trace import SearchTrace
 
@@ -43,9 +44,8 @@ class Session:
         As `Index.search` takes them, checked.
     first : (n_queries, c) int32, optional
         Items to open with, best first, -1 for none; none that is excluded.
-    units : callable, optional
-        From scores (n, b), one at least, to scores as the model wants them, in their order within
-        a row; by default as they are.
+    units : Units, optional
+        What the model takes for scores; by default scores as they are.
     n_searchable : int, optional
         Items that the searcher can return; by default all.
     stop_confident : bool

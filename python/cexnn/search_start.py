@@ -21,10 +21,9 @@ from cexnn.checks import (
 from cexnn.device import resolve_num_threads
 from cexnn.device_session import DeviceSession
 from cexnn.embedding_maps import query_priors
-from cexnn.known_scores import Units
 from cexnn.learned import Learned
 from cexnn.schedule import check_stop, resolve_rounds
-from cexnn.score_map import drawn_in, standardised
+from cexnn.score_units import MapUnits, RowUnits, Units
 from cexnn.search import Priors, Session
 from cexnn.searched import ItemsAsTheyAre
 from cexnn.trace import SearchTrace
@@ -146,11 +145,10 @@ def _reads_embeddings(learned: Learned) -> bool:
 def _units(learned: Learned, *, calibrated: bool) -> Units | None:
     """How scores reach the model: bent to its liking, or as they are but for their units."""
     if not learned.in_score_units:
-        return drawn_in if calibrated else standardised
+        return RowUnits(straight=not calibrated)
     if not learned.score_map.knots:
         return None
-    bend = learned.score_map if calibrated else learned.score_map.line
-    return lambda _, scores: bend(scores)
+    return MapUnits(learned.score_map, straight=not calibrated)
 
 
 def _priors(
