@@ -210,6 +210,24 @@ def test_cuda_rounds_bring_no_ids_and_no_scores_across_the_bus(cuda, units, bus)
         assert down >= 4 * 40 * n
 
 
+def test_cuda_score_maps_go_to_the_device_once_a_search(cuda, world, learned, mapped, bus):
+    crossed = []
+    for corpus, known in ((world, learned), mapped):
+        session = Index(known, device="cuda").session(
+            1, budget=100, pairs_device="cuda", query_embeddings=world.queries[:1]
+        )
+        crossed.append([])
+        while not session.done:
+            up, down, asked = bus.bytes_of(session.ask)
+            rows, items = (part.numpy() for part in asked)
+            told = bus.bytes_of(partial(session.tell, Fake(corpus.table[rows, items])))
+            crossed[-1].append((up + told[0], down + told[1]))
+    n_knots = len(mapped[1].score_map.knots)
+    assert n_knots > 0
+    assert crossed[1][0][0] - crossed[0][0][0] == 16 * n_knots
+    assert crossed[1][1:] == crossed[0][1:]
+
+
 def test_cuda_rounds_allocate_nothing(cuda, units, bus):
     world, learned = units
     index = Index(learned, device="cuda")
