@@ -89,9 +89,9 @@ def default_query_model(residual_variance: float, square_norm: float, offset: fl
     """
     return QueryModel(
         factor_variance=0.35 * residual_variance / square_norm,
-        prior_scale_variance=0.1,
+        prior_scale_variance=0.03,
         shift_variance=0.3 * residual_variance,
-        noise_variance=0.12 * residual_variance,
+        noise_variance=0.25 * residual_variance,
         offset=offset,
     )
 
