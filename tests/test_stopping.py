@@ -7,6 +7,7 @@ from scipy.sparse import csr_array
 from cexnn import Index, ScorerError, _core, reference
 from cexnn.confidence import Confidence, confident
 from cexnn.schedule import round_sizes
+from cexnn.stray import USUAL, Stray
 
 MODEL = {
     "factor_variance": 0.7,
@@ -124,29 +125,33 @@ def test_confident_by_hand():
     found = np.float32([[3, 1, 2, -np.inf]] * 4)
     means = np.float32([[2, 2], [-2, -2], [-2, np.nan], [-9, -9]])
     variances, usual = np.ones((4, 2), np.float32), np.ones(4)
+    stray = Stray(0.05, 1.8)
     # Two items at the second best, 2: one is expected to beat it. Of one at -2, four deviations
-    # below, 7e-4 are: 0.95 * 3e-5 and, strayed, 0.05 * 1.3e-2. 2 * 0.0035 may.
-    assert confident(means, variances, found, 2, usual).tolist() == [False, True, True, True]
+    # below, 7e-4 are: 0.95 * 3e-5 and, strayed, 0.05 * 1.3e-2. 0.07 sqrt(2) may.
+    sure = confident(means, variances, found, 2, usual, stray)
+    assert sure.tolist() == [False, True, True, True]
     near = np.float32([[-1, 0]] * 4)
-    assert confident(near, variances, found, 3, usual).tolist() == [False] * 4
-    # Of one item three deviations below the best, 3.7e-3 are; 3.05 below, 3.3e-3.
-    for mean, surprise, enough in (
-        (-0.05, 1, True),
-        (0, 1, False),
-        (-3.1, 2, True),
-        (-3, 2, False),
+    assert confident(near, variances, found, 3, usual, stray).tolist() == [False] * 4
+    # Of one item 1.6 deviations below the best, 0.061 are; 1.5 below, 0.074. If a fifth strayed
+    # three times as far: 0.103 of one 1.6 below, 0.057 of one 2.2 below.
+    far = Stray(0.2, 3)
+    for mean, surprise, spread, enough in (
+        (1.4, 1, stray, True),
+        (1.5, 1, stray, False),
+        (-0.2, 2, stray, True),
+        (0, 2, stray, False),
+        (1.4, 1, far, False),
+        (0.8, 1, far, True),
     ):
-        sure = confident(
-            np.float32([[mean]]), variances[:1, :1], found[:1], 1, np.array([surprise])
-        )
-        assert sure.tolist() == [enough]
+        one = np.float32([[mean]]), variances[:1, :1], found[:1], 1, np.array([surprise])
+        assert confident(*one, spread).tolist() == [enough]
     for k in (4, 5):  # fewer were scored
-        far = np.full((4, 2), -99, np.float32)
-        assert not confident(far, variances, found, k, usual).any()
+        low = np.full((4, 2), -99, np.float32)
+        assert not confident(low, variances, found, k, usual, stray).any()
 
 
 def test_a_query_that_surprises_is_not_believed():
-    confidence, rows = Confidence(4), np.array([1, 3])  # the others have stopped
+    confidence, rows = Confidence(4, USUAL), np.array([1, 3])  # the others have stopped
     ids = np.int32([[5, 9, 7, -1]] * 2)
     means, variances = np.float32([[4, 3, -9, np.nan]] * 2), np.float32([[1, 4, 1, np.nan]] * 2)
     scored, found = np.int32([[2, -1, -1]] * 2), np.float32([[0.5, -np.inf, -np.inf]] * 2)

@@ -143,7 +143,7 @@ def _from_scores(scores: csr_array, given: BuildInputs, options: _Options) -> _M
         "n_held_out_queries": 0 if fit is held else len(held),
         **learned.facts,
     }
-    learned = replace(learned, score_map=score_map, facts=facts)
+    learned = replace(learned, score_map=score_map, stray=choice.stray, facts=facts)
     if fit is not held:
         learned = _with_rounds(learned, queries, used, rng, options.num_threads)
     return learned, factors.items_there

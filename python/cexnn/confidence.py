@@ -6,9 +6,12 @@ has one noise for all queries; how well it foretold a query's own scores says wh
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtr
+
+from cexnn.stray import Stray
 
 __all__ = ["Confidence", "confident"]
 
@@ -16,9 +19,7 @@ FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
 Wide = NDArray[np.float64]
 
-MISSED_SHARE = 0.0035  # of the k best: what a confident query may expect to be missing
-STRAY_SHARE = 0.05  # of scores: more of them are far off than the normal distribution has
-STRAY_WIDTH = 1.8  # deviations that are a stray score's one
+MISSED = 0.07  # items, times the root of k: what a confident query may expect to be missing
 PRIOR_SCORES = 60  # as expected; they count beside a query's own, so that a few do not decide
 
 
@@ -28,9 +29,12 @@ class Confidence:
     Parameters
     ----------
     n_queries : int
+    stray : Stray
+        How the queries' scores are spread about what the posterior says of them.
     """
 
-    def __init__(self, n_queries: int) -> None:
+    def __init__(self, n_queries: int, stray: Stray) -> None:
+        self._stray = stray
         self._squares: Wide = np.zeros(n_queries)  # of surprises: deviations from the mean
         self._counts: Wide = np.zeros(n_queries)
         self._said: tuple[NDArray[np.int64], IdArray, FloatArray, FloatArray] | None = None
@@ -52,7 +56,8 @@ class Confidence:
         rows : (n,) int64
             The queries, ascending, none but those of the call before.
         ids, means, variances : (n, c)
-            A shortlist of unscored items, -1 for none, and what the posterior says of their scores.
+            The unscored items that the rest of the budget is the likeliest to reach, or the first
+            of them, -1 for none, and what the posterior says of their scores.
         scored, found : (n, b)
             The items scored, -1 for none, and their scores, minus infinity for none.
         k : int
@@ -70,7 +75,7 @@ class Confidence:
             self._counts[rows] += counts
         self._said = rows.copy(), ids.copy(), means.copy(), variances.copy()
         surprise = (self._squares[rows] + PRIOR_SCORES) / (self._counts[rows] + PRIOR_SCORES)
-        return confident(means, variances, found, k, np.sqrt(surprise))
+        return confident(means, variances, found, k, np.sqrt(surprise), self._stray)
 
 
 def _surprises(
@@ -89,14 +94,18 @@ def _surprises(
 
 
 def confident(
-    means: FloatArray, variances: FloatArray, found: FloatArray, k: int, surprise: Wide
+    means: FloatArray,
+    variances: FloatArray,
+    found: FloatArray,
+    k: int,
+    surprise: Wide,
+    stray: Stray,
 ) -> NDArray[np.bool_]:
     """Tell of which queries the k best are likely found.
 
     The number of unscored items expected to score above the k-th best score found,
-    ``sum_i P(y_i > kth_best)``, is at most ``0.0035 k``: no more than that share of
-    the exact k best is expected to be missing. Scores are normal, but a twentieth of them strays
-    1.8 times as far. Never so where fewer than ``k`` items were scored.
+    ``sum_i P(y_i > kth_best)``, is at most ``0.07 sqrt(k)``. Never so where fewer than ``k`` items
+    were scored.
 
     Parameters
     ----------
@@ -107,6 +116,7 @@ def confident(
     k : int
     surprise : (n,) float64
         What to widen the deviations by: the root mean square of the query's surprises so far.
+    stray : Stray
 
     Returns
     -------
@@ -118,6 +128,6 @@ def confident(
     widths = surprise[:, None] * np.sqrt(variances.astype(np.float64))
     with np.errstate(divide="ignore", invalid="ignore"):  # a certain score, at the bar: NaN
         distances = (means.astype(np.float64) - kth_best) / widths
-    above = (1 - STRAY_SHARE) * ndtr(distances) + STRAY_SHARE * ndtr(distances / STRAY_WIDTH)
-    expected: Wide = np.nansum(above, axis=1)
-    return (expected <= MISSED_SHARE * k) & np.isfinite(kth_best[:, 0])
+    expected: Wide = np.nansum(stray.above(distances), axis=1)
+    likely: NDArray[np.bool_] = expected <= MISSED * math.sqrt(k)
+    return likely & np.isfinite(kth_best[:, 0])

@@ -163,7 +163,7 @@ class DeviceSession(Session):
     def _can_stay(self) -> bool:
         return (
             isinstance(self._searcher, _core.Searcher)
-            and not self._stop_confident
+            and self._confidence is None
             and len(self._excluded) == 0
             and self.trace is None
             and len(self._sizes) > 0

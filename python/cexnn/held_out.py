@@ -1,4 +1,4 @@
-"""What a build chooses by training queries that it holds out: score map, form, variances."""
+"""What a build chooses by training queries that it holds out: score map, form, variances, tails."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cexnn.prior import Calibration, calibrate, mean_square_norm
 from cexnn.query_model import QueryModel, default_query_model, fit_query_model
 from cexnn.score_csr import take_rows
 from cexnn.score_map import ScoreMap, logarithmic_tail, normal_scores
+from cexnn.stray import USUAL, Stray, fit_stray, left_out_surprises
 from cexnn.top_weights import TopWeights, fit_top_weights
 
 __all__ = ["choose_form", "choose_score_map", "starts"]
@@ -97,12 +98,15 @@ class Choice(NamedTuple):
     model : QueryModel
     weights : TopWeights
         All 1 without queries held out, and for the gated form: networks are not to be scaled.
+    stray : Stray
+        The usual without queries held out, and for the gated form.
     """
 
     form: str
     query_mapped: bool
     model: QueryModel
-    weights: TopWeights
+    weights: TopWeights = TopWeights()
+    stray: Stray = USUAL
 
 
 def choose_form(
@@ -122,7 +126,7 @@ def choose_form(
     if wanted == "gated":  # its query network is a map already
         factors = trial.make(wanted)
         model, _ = fit(factors, trial.query_map(wanted, factors))
-        return Choice(wanted, True, model, TopWeights())
+        return Choice(wanted, True, model)
     mappable = judged and queries is not None
     nothing = no_map(trial.make("transductive").items)
     forms = trial.forms() if wanted == "auto" else (wanted,)
@@ -137,11 +141,14 @@ def choose_form(
         mapped = fit(factors, found, max_scores=CHOICE_SCORES)[1]
         if losses[chosen] - mapped > QUERY_MAP_GAIN:
             query_map = found
-    weights = TopWeights()
-    if judged:
-        systems = _systems(scores, queries, held, trial.calibration, factors, query_map)
-        weights = fit_top_weights(system[1:] for system in systems)
-    return Choice(chosen, len(query_map) > 0, fit(factors, query_map)[0], weights)
+    choice = Choice(chosen, len(query_map) > 0, fit(factors, query_map)[0])
+    if not judged:
+        return choice
+    systems = list(_systems(scores, queries, held, trial.calibration, factors, query_map))
+    weights = fit_top_weights(system[1:] for system in systems)
+    told = (_weighted(*system, weights) for system in systems)
+    surprises = left_out_surprises(told, choice.model, CHOICE_SCORES, seed)
+    return choice._replace(weights=weights, stray=fit_stray(surprises))
 
 
 def _fit(
@@ -195,3 +202,18 @@ def _systems(
         offsets = calibration.item_offsets[ids]
         expected = np.float32(calibration.offset) + offsets + fits
         yield found, fits, offsets, scores.data[part] - expected
+
+
+def _weighted(
+    factors: FloatArray,
+    fits: FloatArray,
+    offsets: FloatArray,
+    residuals: FloatArray,
+    weights: TopWeights,
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Of one held-out query: factors, fits, what its scores exceed ``b`` by, expected and in all.
+
+    The expected is what a search expects, with weights; about it the query varies as without.
+    """
+    expected = np.float32(weights.prior) * fits + np.float32(weights.offsets) * offsets
+    return factors, fits, expected, residuals + fits + offsets

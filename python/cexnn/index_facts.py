@@ -73,6 +73,7 @@ class IndexFacts:
         ``"score_map"``: how scores reach the model, whose units all else is in; see
         `cexnn.score_map`. ``"prior_weight"`` and ``"offset_weight"``: what held-out queries
         multiply where a query starts, and the item offsets, by; see `cexnn.top_weights`.
+        ``"stray"``: how scores stray from what searches expect of them; see `cexnn.stray`.
         """
         return {
             "n_items": self.n_items,
@@ -82,6 +83,7 @@ class IndexFacts:
             "embedding_dims": self._learned.n_dims,
             "score_map": self._learned.score_map.name,
             "query_model": asdict(self._learned.model),
+            "stray": self._learned.stray._asdict(),
             "rounds": dict(self._learned.rounds),
             **self._learned.facts,
         }

@@ -17,6 +17,7 @@ from cexnn.gated import network_size
 from cexnn.query_model import QueryModel
 from cexnn.score_map import ScoreMap
 from cexnn.storage import IndexFileError
+from cexnn.stray import USUAL, Stray
 
 __all__ = ["Learned", "read", "write"]
 
@@ -71,6 +72,8 @@ class Learned:
     model : QueryModel
     score_map : ScoreMap
         From scores to those of the model, where it was built with scores.
+    stray : Stray
+        How scores stray from what searches expect of them.
     offset_weight : float
         What the items' offsets, once fitted, were multiplied by; see `cexnn.top_weights`.
     rounds : tuple of (budget, rounds)
@@ -96,6 +99,7 @@ class Learned:
     in_score_units: bool
     model: QueryModel
     score_map: ScoreMap = field(default_factory=ScoreMap)
+    stray: Stray = USUAL
     offset_weight: float = 1.0
     rounds: tuple[tuple[int, int], ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
@@ -112,6 +116,7 @@ def write(path: str | os.PathLike[str], learned: Learned) -> None:
         **{name: getattr(learned, name) for name in (*NUMBERS, *FLAGS, *PLAIN)},
         "model": asdict(learned.model),
         "score_map": asdict(learned.score_map),
+        "stray": learned.stray._asdict(),
     }
     arrays = {name: getattr(learned, name) for name in ARRAYS}
     if learned.compact is not None:
@@ -170,6 +175,7 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
         raise ValueError(f"rounds are {rounds}")
     sides = described.get("score_map", {})  # the first files have none
     score_map = ScoreMap(**{name: tuple(map(float, side)) for name, side in sides.items()})
+    stray = _checked_stray(described.get("stray", {}))  # the first files have none
     compact = Compact(*(arrays[name] for name in COMPACT)) if COMPACT[0] in arrays else None
     if compact is not None and (
         compact.dtype not in DTYPES
@@ -183,10 +189,18 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
         n_dims=n_dims,
         model=model,
         score_map=score_map,
+        stray=stray,
         rounds=rounds,
         facts=dict(described["facts"]),
         compact=compact,
     )
+
+
+def _checked_stray(described: dict[str, Any]) -> Stray:
+    stray = Stray(**{name: float(value) for name, value in described.items()})
+    if not (0 <= stray.share <= 1 <= stray.width < math.inf):
+        raise ValueError(f"{stray} is no spread of scores")
+    return stray
 
 
 def _map_shape(found: NDArray[Any], n_factors: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from cexnn.checks import check_choice, check_int
 __all__ = ["SHORTLIST", "check_stop", "resolve_rounds", "round_sizes"]
 
 LEAST_ROUNDS = 5  # where nothing tells how many suit
-SHORTLIST = 128  # unscored items, the best by their means, that could still be among the k best
+SHORTLIST = 128  # unscored items, the best by their means, that could still be found at most
 
 
 def resolve_rounds(rounds: int | str, budget: int, learned: Sequence[tuple[int, int]] = ()) -> int:

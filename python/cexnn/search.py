@@ -15,6 +15,7 @@ from cexnn.known_scores import KnownScores, SearchResult, blank
 from cexnn.schedule import SHORTLIST, round_sizes
 from cexnn.score_units import Units
 from cexnn.searched import AnySearcher
+from cexnn.stray import Stray
 from cexnn.trace import SearchTrace
 
 __all__ = ["Priors", "SearchResult", "Session"]
@@ -48,8 +49,9 @@ class Session:
         What the model takes for scores; by default scores as they are.
     n_searchable : int, optional
         Items that the searcher can return; by default all.
-    stop_confident : bool
-        Whether a query whose k best are likely found spends no more; see `cexnn.confidence`.
+    stop_by : Stray, optional
+        How scores stray: a query whose k best are likely found spends no more. See
+        `cexnn.confidence`.
     excluded : (c,) int32, optional
         Items, among the searchable, that are not to be asked for. Each round looks at so many
         more.
@@ -71,7 +73,7 @@ class Session:
         num_threads: int,
         units: Units | None = None,
         n_searchable: int | None = None,
-        stop_confident: bool = False,
+        stop_by: Stray | None = None,
         excluded: IdArray | None = None,
         trace: SearchTrace | None = None,
     ) -> None:
@@ -84,9 +86,8 @@ class Session:
         self._first = first
         self._units = units
         self._num_threads = num_threads
-        self._stop_confident = stop_confident
         n_queries = len(priors)
-        self._confidence = Confidence(n_queries)
+        self._confidence = None if stop_by is None else Confidence(n_queries, stop_by)
         n_searchable = n_items if n_searchable is None else n_searchable
         budget = min(budget, n_searchable - len(self._excluded))
         self._sizes = round_sizes(budget, rounds) if n_queries else []
@@ -125,7 +126,7 @@ class Session:
             those again; empty when `done`.
         """
         nothing_waits = len(self._pending[0]) == 0
-        if nothing_waits and self._stop_confident and self._round > 0 and not self.done:
+        if nothing_waits and self._round > 0 and not self.done:
             self._plan()  # where the plan of the last `tell` was cut short
         if nothing_waits and not self.done:
             size = self._sizes[self._round]
@@ -176,7 +177,7 @@ class Session:
         counts = self._known.append(rows, items, values)
         # At once: an interrupt cannot come between.
         self._known.counts, self._pending = counts, waiting
-        if self._stop_confident and len(waiting[0]) == 0 and 0 < self._round < len(self._sizes):
+        if len(waiting[0]) == 0 and 0 < self._round < len(self._sizes):
             self._plan()
 
     def _told_at(self, values: FloatArray, *, allow_missing: bool) -> NDArray[np.bool_]:
@@ -264,18 +265,17 @@ class Session:
         return ids
 
     def _plan(self) -> None:
-        """Plan the next round, without the queries that are confident before it."""
-        if self._planned is not None or len(self._running) == 0:
+        """Plan the next round, without the queries that are confident before it; if any may be."""
+        if self._confidence is None or self._planned is not None or len(self._running) == 0:
             return
         size = self._sizes[self._round]
         ids = self._next(max(SHORTLIST, size))
+        near = np.ascontiguousarray(ids[:, : min(SHORTLIST, sum(self._sizes[self._round :]))])
         told = (*self._told(), self._priors, self._model)
-        means, variances = self._searcher.posterior(
-            *told, np.ascontiguousarray(ids[:, :SHORTLIST]), self._state, self._num_threads
-        )
+        means, variances = self._searcher.posterior(*told, near, self._state, self._num_threads)
         going = ~self._confidence.judge(
             self._running,
-            ids[:, :SHORTLIST],
+            near,
             means,
             variances,
             self._known.ids[self._running],

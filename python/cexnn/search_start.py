@@ -84,6 +84,12 @@ def start_session(
     if trace is not None:
         trace.prior_ms = (time.perf_counter() - start) * 1e3
     model = learned.model.calibrated(item_offsets=searched.has_offsets)
+    stops = check_stop(
+        stop,
+        calibrated=calibrated,
+        in_score_units=learned.in_score_units,
+        fitted_prior=query_embeddings is not None or not _reads_embeddings(learned),
+    )
     return (DeviceSession if pairs_device == "cuda" else Session)(
         searched.searcher,
         model if calibrated else learned.model.least_squares(mix),
@@ -95,12 +101,7 @@ def start_session(
         rounds=resolve_rounds(rounds, budget, learned.rounds if calibrated else ()),
         first=None if opening is None else searched.allowed(opening),
         units=_units(learned, calibrated=calibrated),
-        stop_confident=check_stop(
-            stop,
-            calibrated=calibrated,
-            in_score_units=learned.in_score_units,
-            fitted_prior=query_embeddings is not None or not _reads_embeddings(learned),
-        ),
+        stop_by=learned.stray if stops else None,
         num_threads=resolve_num_threads(num_threads),
         excluded=searched.excluded,
         trace=trace,
