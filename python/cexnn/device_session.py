@@ -13,7 +13,8 @@ and the result. What a round writes to is allocated once a search.
 The others keep what they know on the host, and their pairs go to the device, and their scores come
 back, once a round:
 
-- with ``stop="confident"``, ``exclude``, or ``only`` for few items, which are decided there,
+- with ``stop="confident"``, ``exclude``, or ``only`` for few items, which are decided there, and
+  with ``first`` for queries that the index knows nothing of beforehand (`cexnn.first_items`),
 - with ``deadline_ms`` or ``trace``, which look at each pair, and with a `ScoringEngine`, which
   makes common batches of several searches' pairs there,
 - from the first time on that the scores told are not those of all pairs asked for, float32 and
@@ -164,6 +165,7 @@ class DeviceSession(Session):
         return (
             isinstance(self._searcher, _core.Searcher)
             and self._confidence is None
+            and self._in_turn is None
             and len(self._excluded) == 0
             and self.trace is None
             and len(self._sizes) > 0

@@ -80,9 +80,9 @@ class SearchableIndex:
             had none or could make nothing of them, a query starts as the mean training query.
             Arrays of any library will do, here and below: see `cexnn.arrays`.
         first : (n_queries, c) int, optional
-            Item ids to open with, best first, from any retriever; -1 for none. By default, and
-            where they do not fill the first round, the prior's best items, with and without
-            the item offsets in turn.
+            Item ids to open with, best first, from any retriever; -1 for none. What they leave of
+            the first round goes to the prior's best items, with and without the item offsets. If
+            queries start as the mean one, calibrated rounds go on with them (`cexnn.first_items`).
         exclude : (c,) int, optional
             Ids of items that no query is to find or to pay for. Meant for few: each round looks
             at ``c`` more.

@@ -97,3 +97,24 @@ def blank(n_queries: int, k: int) -> tuple[IdArray, FloatArray]:
     ids: IdArray = np.full((n_queries, k), -1, dtype=np.int32)
     scores: FloatArray = np.full((n_queries, k), np.nan, dtype=np.float32)
     return ids, scores
+
+
+def told_places(
+    values: FloatArray, rows: IdArray, items: IdArray, *, allow_missing: bool
+) -> NDArray[np.bool_]:
+    """Tell which of the pairs that wait the first scores are for, (p,) bool.
+
+    Raises
+    ------
+    ValueError
+        Infinity, or NaN where none may be missing.
+    """
+    told = np.zeros(len(rows), dtype=np.bool_)
+    told[: len(values)] = np.isfinite(values)
+    bad = np.flatnonzero(~told[: len(values)] & ~(np.isnan(values) & allow_missing))
+    if bad.size:
+        j = int(bad[0])
+        raise ValueError(
+            f"scores: expected finite numbers, got {values[j]} for query {rows[j]}, item {items[j]}"
+        )
+    return told

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from cexnn import _core
 from cexnn.arrays import rows_of, to_numpy
 from cexnn.confidence import Confidence
-from cexnn.known_scores import KnownScores, SearchResult, blank
+from cexnn.first_items import FirstItems, estimates_of
+from cexnn.known_scores import KnownScores, SearchResult, blank, told_places
 from cexnn.schedule import SHORTLIST, round_sizes
 from cexnn.score_units import Units
 from cexnn.searched import AnySearcher
@@ -44,7 +45,8 @@ class Session:
     n_items, k, budget, rounds, num_threads : int
         As `Index.search` takes them, checked.
     first : (n_queries, c) int32, optional
-        Items to open with, best first, -1 for none; none that is excluded.
+        Items to open with, best first, -1 for none; none that is excluded. With ``first_in_turn``
+        the rounds go on with them, too; see `cexnn.first_items`.
     units : Units, optional
         What the model takes for scores; by default scores as they are.
     n_searchable : int, optional
@@ -53,8 +55,7 @@ class Session:
         How scores stray: a query whose k best are likely found spends no more. See
         `cexnn.confidence`.
     excluded : (c,) int32, optional
-        Items, among the searchable, that are not to be asked for. Each round looks at so many
-        more.
+        Items, among the searchable, not to be asked for; each round looks at so many more.
     trace : SearchTrace, optional
         Where to note what the rounds take.
     """
@@ -76,6 +77,7 @@ class Session:
         stop_by: Stray | None = None,
         excluded: IdArray | None = None,
         trace: SearchTrace | None = None,
+        first_in_turn: bool = False,
     ) -> None:
         self.trace = trace
         self._excluded: IdArray = np.empty(0, dtype=np.int32) if excluded is None else excluded
@@ -84,6 +86,7 @@ class Session:
         self._searcher, self._model, self._priors = searcher, model, priors
         self._n_items, self._k = n_items, k
         self._first = first
+        self._in_turn = FirstItems(first, n_items) if first is not None and first_in_turn else None
         self._units = units
         self._num_threads = num_threads
         n_queries = len(priors)
@@ -133,6 +136,8 @@ class Session:
             new = self._planned
             if new is None:
                 new = self._open() if self._round == 0 else self._next(size)
+            if self._round > 0 and self._in_turn is not None:
+                new = self._take_turns(self._in_turn, new)
             pending = _core.list_pairs(new, self._running)
             if self.trace is not None:
                 estimates = None if self._estimates is None else self._estimates[new >= 0]
@@ -171,7 +176,7 @@ class Session:
         values = np.ascontiguousarray(values)
         waiting = (rows[:0], items[:0])
         if len(values) < len(rows) or not _core.all_finite(values):
-            told = self._told_at(values, allow_missing=allow_missing)
+            told = told_places(values, rows, items, allow_missing=allow_missing)
             values = values[told[: len(values)]]
             waiting, rows, items = (rows[~told], items[~told]), rows[told], items[told]
         counts = self._known.append(rows, items, values)
@@ -179,20 +184,6 @@ class Session:
         self._known.counts, self._pending = counts, waiting
         if len(waiting[0]) == 0 and 0 < self._round < len(self._sizes):
             self._plan()
-
-    def _told_at(self, values: FloatArray, *, allow_missing: bool) -> NDArray[np.bool_]:
-        """Tell which of the pairs that wait these scores are for, (p,) bool; see `tell`."""
-        rows, items = self._pending
-        told = np.zeros(len(rows), dtype=np.bool_)
-        told[: len(values)] = np.isfinite(values)
-        bad = np.flatnonzero(~told[: len(values)] & ~(np.isnan(values) & allow_missing))
-        if bad.size:
-            j = int(bad[0])
-            raise ValueError(
-                f"scores: expected finite numbers, got {values[j]} for query {rows[j]}, "
-                f"item {items[j]}"
-            )
-        return told
 
     def result(self) -> SearchResult:
         """Return the best items among all scored so far."""
@@ -225,8 +216,17 @@ class Session:
             in_turn = best.reshape(self.n_queries, -1, best.shape[1]).transpose(0, 2, 1)
             given.append(in_turn.reshape(self.n_queries, -1))
         opening = _core.first_distinct(np.concatenate(given, axis=1), size)
+        if self._in_turn is not None:
+            self._in_turn.open(opening)
         self._spent = 0.0, time.perf_counter() - start
         return opening
+
+    def _take_turns(self, first: FirstItems, new: IdArray) -> IdArray:
+        """Let the first items have their turns in a round."""
+        known = self._known.ids[self._running], self._known.scores[self._running]
+        mixed = first.in_turn(self._running, new, *known)
+        self._estimates = estimates_of(mixed, new, self._estimates)
+        return mixed
 
     def _next(self, size: int) -> IdArray:
         known, priors = self._told(), self._priors

@@ -102,6 +102,7 @@ def start_session(
         first=None if opening is None else searched.allowed(opening),
         units=_units(learned, calibrated=calibrated),
         stop_by=learned.stray if stops else None,
+        first_in_turn=calibrated and (query_embeddings is None or not _reads_embeddings(learned)),
         num_threads=resolve_num_threads(num_threads),
         excluded=searched.excluded,
         trace=trace,

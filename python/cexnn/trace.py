@@ -22,7 +22,7 @@ class RoundTrace:
         The pairs asked for.
     estimates : (p,) float32
         Their approximate scores, in the model's units, by which they were chosen; NaN in the first
-        round.
+        round, and of the caller's first items.
     scores : (p,) float32
         What the cross-encoder said; NaN where a deadline came first.
     update_ms, top_k_ms : float
