@@ -117,6 +117,7 @@ OPTIONS = [
     {"update": "least_squares", "mix": 0.3},
     {"query_embeddings": None},
     {"first": np.arange(30)[None].repeat(8, axis=0)},
+    {"first": np.arange(30)[None].repeat(8, axis=0), "query_embeddings": None},
     {"stop": "confident", "k": 2, "budget": 300, "rounds": 10},
     {"exclude": [1, 2, 3]},
     {"only": np.arange(100)},
