@@ -185,7 +185,7 @@ def test_scores_of_a_new_item_correct_its_offset_alone(bent, gated, tmp_path):
     index, learned = Index.load(tmp_path / "index"), gated._learned
     factors = apply_network(learned.factor_map, bent.items[:1])
     expected = learned.model.offset + bent.items[0] @ learned.offset_map
-    expected = expected + learned.query_factors[:3] @ factors[0]
+    expected = expected + learned.query_shifts[:3] + learned.query_factors[:3] @ factors[0]
     column = csr_array((expected + 4, ([0, 1, 2], [0, 0, 0])), shape=(N_QUERIES, 1))
     index.add(bent.items[:1], column)
     assert np.allclose(index.item_factors[-1], factors[0], rtol=1e-4, atol=1e-5)

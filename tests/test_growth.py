@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from cexnn import Index
+from cexnn import Index, storage
 
 
 def options(world, **changes):
@@ -45,7 +45,7 @@ def test_an_added_item_lands_where_its_scores_say():
     index = Index.build(csr_array(table[:, :50]), n_factors=6, regularization=1e-3)
     index.add(scores=csr_array(table[:, 50:]))
     found = index.item_offsets + index._learned.query_factors @ index.item_factors.T
-    found += index.info()["query_model"]["offset"]
+    found += index.info()["query_model"]["offset"] + index._learned.query_shifts[:, None]
     assert np.abs(found[:, 50:] - table[:, 50:]).max() < 0.3
     assert np.abs(found[:, :50] - table[:, :50]).max() < 0.3
 
@@ -90,11 +90,52 @@ def test_scores_of_an_added_item_correct_its_offset(world):
     learned, offset = index._learned, index.info()["query_model"]["offset"]
     above = np.float32([4.0, 6.0, 5.0])  # of three queries, above what its embedding says
     factors = world.items[0] @ learned.factor_map
-    expected = offset + world.items[0] @ learned.offset_map + learned.query_factors[:3] @ factors
+    expected = offset + learned.offset_weight * (world.items[0] @ learned.offset_map)
+    expected = expected + learned.query_shifts[:3] + learned.query_factors[:3] @ factors
     column = csr_array((above + expected, ([0, 1, 2], [0, 0, 0])), shape=(60, 1))
     index.add(world.items[:1], column)
     moved = index.item_offsets[400] / learned.offset_weight - world.items[0] @ learned.offset_map
     assert moved == pytest.approx(15 / (3 + 5), abs=1e-3)
+
+
+def test_scores_of_new_items_help_where_the_factorisation_fitted_the_old_ones_exactly():
+    rng = np.random.default_rng(0)
+    items, queries = (rng.normal(size=(n, 48)).astype(np.float32) for n in (400, 120))
+    hidden, liked = queries + 0.7 * rng.normal(size=queries.shape), 5 * rng.normal(size=400)
+    table = (hidden @ items.T + liked + 2 * rng.normal(size=(120, 400))).astype(np.float32)
+    known = rng.random(table.shape) < 0.1  # 40 a query, of 48 dimensions
+    rows, cols = np.nonzero(known)
+    scores = csr_array((table[known], (rows, cols)), shape=table.shape)
+    new = slice(320, 400)
+
+    def error(**options):
+        index = Index.build(
+            scores[:, :320],
+            item_embeddings=items[:320],
+            query_embeddings=queries,
+            item_factors="transductive",
+            regularization=1e-2,
+        )
+        index.add(items[new], **options)
+        learned = index._learned
+        found = learned.query_factors @ index.item_factors[new].T + index.item_offsets[new]
+        found += learned.model.offset + learned.query_shifts[:, None]
+        true = learned.score_map(table[:, new])
+        return np.mean((found - true)[~known[:, new]] ** 2) / true.var()
+
+    assert error(scores=scores[:, new]) < 0.55 * error() < 0.3
+
+
+def test_a_file_from_before_queries_had_shifts_takes_new_items(world, tmp_path):
+    index = shortened(world, 320)
+    index.save(tmp_path / "index")
+    arrays, metadata = storage.read(tmp_path / "index", mmap=False)
+    assert arrays.pop("query_shifts").shape == (60,)
+    storage.write(tmp_path / "index", arrays, {"index": metadata["index"]})
+    loaded = Index.load(tmp_path / "index")
+    loaded.add(world.items[320:], late(world, 320))
+    assert np.isfinite(loaded.item_factors).all()
+    assert np.corrcoef(loaded.item_offsets[320:], world.liked[320:])[0, 1] > 0.7
 
 
 @pytest.mark.parametrize("update", ["calibrated", "least_squares"])

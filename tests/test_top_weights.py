@@ -7,6 +7,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from cexnn import Index
+from cexnn.growth import with_training_queries
 from cexnn.top_weights import TopWeights, fit_top_weights, weighted
 
 
@@ -88,16 +89,21 @@ def test_weights_reach_priors_offsets_and_new_items(world):
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.4, 1.5])
-def test_an_item_added_with_its_training_scores_lands_beside_itself(weight):
+def test_an_added_item_fits_its_training_scores_whatever_offsets_count_for(weight):
     rng = np.random.default_rng(0)
     table = np.float32(rng.normal(size=(60, 4)) @ rng.normal(size=(4, 50)) + rng.normal(size=50))
     scores = csr_array(table)
     built = Index.build(scores, n_factors=6)._learned
     unit = replace(built, item_offsets=built.item_offsets / np.float32(built.offset_weight))
-    index = Index(weighted(unit, TopWeights(1.0, weight)))
+    mapped = built.score_map.of(scores)
+    learned = with_training_queries(weighted(unit, TopWeights(1.0, weight)), mapped, None, 1)
+    index = Index(learned)
     index.add(scores=scores)
-    assert np.allclose(index.item_offsets[50:], index.item_offsets[:50], atol=1e-4)
-    assert np.allclose(index.item_factors[50:], index.item_factors[:50], atol=1e-3)
+    found = learned.query_factors @ index.item_factors[50:].T + index.item_offsets[50:]
+    found += learned.query_shifts[:, None] + learned.model.offset
+    left = found - mapped.toarray()
+    assert left.var() < 1e-4 * mapped.data.var()
+    assert np.abs(left.mean(axis=0)).max() < 0.01 * mapped.data.std()  # an item with its offset
 
 
 def test_offsets_that_are_noise_count_for_little(table_scorer):

@@ -14,6 +14,7 @@ from cexnn.als import Factors, check_regularization, default_n_factors
 from cexnn.build_inputs import BuildInputs, check_form, check_inputs
 from cexnn.checks import LARGEST_SEED, check_choice, check_int
 from cexnn.embedding_maps import no_map, take_embeddings
+from cexnn.growth import with_training_queries
 from cexnn.held_out import Choice, choose_form, choose_score_map, starts
 from cexnn.item_factors import FORMS, FactorMaker
 from cexnn.learned import Learned
@@ -100,12 +101,12 @@ def _from_embeddings(items: FloatArray, given: BuildInputs, rng: np.random.Gener
         item_offsets=np.zeros(len(items), dtype=np.float32),
         mean_query=np.zeros(items.shape[1], dtype=np.float32),
         query_factors=np.zeros((0, items.shape[1]), dtype=np.float32),
+        query_shifts=np.zeros(0, dtype=np.float32),
         offset_map=np.zeros(0, dtype=np.float32),
         factor_map=no_map(items),
         query_map=no_map(items),
         query_scale=query_scale,
         item_scale=item_scale,
-        item_regularization=0.0,
         n_dims=items.shape[1],
         factorised=False,
         in_score_units=False,
@@ -137,6 +138,7 @@ def _from_scores(scores: csr_array, given: BuildInputs, options: _Options) -> _M
     final = _maker(replace(given, scores=scores), options, trial)
     factors = final.make(choice.form)
     learned = weighted(_put_together(final, factors, choice, used), choice.weights)
+    learned = with_training_queries(learned, scores, queries, options.num_threads)
     facts = {
         "n_training_scores": len(scores.data),
         "n_training_queries": len(used),
@@ -176,12 +178,12 @@ def _put_together(
         item_offsets=calibration.item_offsets,
         mean_query=factors.queries[used].mean(axis=0, dtype=np.float64).astype(np.float32),
         query_factors=factors.queries,
+        query_shifts=np.zeros(len(factors.queries), dtype=np.float32),
         offset_map=calibration.offset_map,
         factor_map=final.factor_map(chosen),
         query_map=query_map,
         query_scale=calibration.query_scale,
         item_scale=calibration.item_scale,
-        item_regularization=final.regularization[1],
         n_dims=final.n_dims,
         factorised=chosen in ("transductive", "joined"),
         in_score_units=True,

@@ -12,14 +12,66 @@ from scipy.sparse import csr_array
 from cexnn import _core
 from cexnn.checks import check_matrix
 from cexnn.compact import Compact
-from cexnn.embedding_maps import apply_map
+from cexnn.embedding_maps import apply_map, query_priors
 from cexnn.learned import Learned
-from cexnn.prior import shrunken_mean
+from cexnn.prior import mean_square_norm, shrunken_mean
 from cexnn.score_csr import check_scores, stored_products, stored_rows
 
-__all__ = ["items_alone", "with_items", "without_items"]
+__all__ = ["items_alone", "with_items", "with_training_queries", "without_items"]
 
 FloatArray = NDArray[np.float32]
+
+SWEEPS = 2  # over a training query's factors and its shift
+LEAST_LEFT = 0.01  # noise variances that new items vary by about their places, at least
+LEAN = 50.0  # scores; what fewer vary by says little
+
+
+def with_training_queries(
+    learned: Learned, scores: csr_array, embeddings: FloatArray | None, num_threads: int
+) -> Learned:
+    """Put the training queries where a search would, had it seen their scores.
+
+    A factorisation fits its queries' factors to the items it knows, with few scores and little
+    regularisation as closely as it likes: of items it does not know they say less than those that
+    the variances of held-out queries allow for. That of ``g`` is left out: new items' scores are
+    told no better with it.
+
+    Parameters
+    ----------
+    learned : Learned
+        All but them.
+    scores : CSR (n_queries, n_items)
+        Of the training, in the model's units.
+    embeddings : (n_queries, n_dims) float32, optional
+        Of the training queries.
+    num_threads : int
+    """
+    model = learned.model
+    if embeddings is None:
+        priors = np.tile(learned.mean_query, (scores.shape[0], 1))
+    else:
+        priors = query_priors(
+            embeddings, learned.query_scale, learned.query_map, learned.mean_query
+        )
+    rows, counts = stored_rows(scores), np.diff(scores.indptr)
+    y = scores.data - np.float32(model.offset) - learned.item_offsets[scores.indices]
+    indptr, items = scores.indptr.astype(np.int64), scores.indices.astype(np.int32)
+    queries, shifts = priors, np.zeros(len(priors), dtype=np.float32)
+    for _ in range(SWEEPS):
+        residual = y - stored_products(queries, learned.item_factors, scores)
+        sums = np.bincount(rows, weights=residual, minlength=len(shifts))
+        shrinkage = model.noise_variance / model.shift_variance
+        shifts = (sums / (counts + shrinkage)).astype(np.float32)
+        queries = _core.ridge(
+            indptr,
+            items,
+            y - shifts[rows],
+            learned.item_factors,
+            priors,
+            model.noise_variance / model.factor_variance,
+            num_threads,
+        )
+    return replace(learned, query_factors=queries, query_shifts=shifts)
 
 
 def with_items(learned: Learned, embeddings: Any, scores: Any, num_threads: int) -> Learned:
@@ -68,28 +120,41 @@ def _place(
     scores: csr_array,
     num_threads: int,
 ) -> tuple[FloatArray, FloatArray]:
-    """Correct the places of new items by their scores, as the build did: offsets in full."""
+    """Correct the places of new items by their scores: first the offsets, then the factors."""
+    rows, items = stored_rows(scores), scores.indices
+    weight = np.float32(learned.offset_weight)
+    known = np.float32(learned.model.offset) + learned.query_shifts[rows]
     fits = stored_products(learned.query_factors, factors, scores)
-    residual = scores.data - np.float32(learned.model.offset) - offsets[scores.indices] - fits
-    counts = np.bincount(scores.indices, minlength=len(offsets)).astype(np.float64)
-    sums = np.bincount(scores.indices, weights=residual, minlength=len(offsets))
-    means = shrunken_mean(sums.astype(np.float64), counts).astype(np.float32)
-    offsets = offsets + means
-    y = scores.data - np.float32(learned.model.offset) - offsets[scores.indices]
-    by_item = np.lexsort((stored_rows(scores), scores.indices))
-    indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    if not learned.factorised:
+    residual = scores.data - known - weight * offsets[items] - fits
+    counts = np.bincount(items, minlength=len(offsets)).astype(np.float64)
+    sums = np.bincount(items, weights=residual, minlength=len(offsets)).astype(np.float64)
+    offsets = offsets + shrunken_mean(sums, counts).astype(np.float32)
+    if not learned.factorised or len(items) == 0:
         return factors, offsets
+    by_item = np.lexsort((rows, items))
+    left = scores.data - known - weight * offsets[items]
     placed = _core.ridge(
-        indptr,
-        stored_rows(scores)[by_item],
-        y[by_item],
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        rows[by_item],
+        left[by_item],
         learned.query_factors,
         factors,
-        learned.item_regularization,
+        _regularization(learned, rows, left - fits),
         num_threads,
     )
     return placed, offsets
+
+
+def _regularization(learned: Learned, rows: NDArray[np.int32], residual: FloatArray) -> float:
+    """Return the ridge's: noise variance by variance of a new item's factors about their place.
+
+    The latter is what the scores vary by about the places, less noise; of few, as much as noise.
+    """
+    noise = learned.model.noise_variance
+    squares = float(np.sum(np.square(residual, dtype=np.float64)))
+    left = (squares + 2 * LEAN * noise) / (len(residual) + LEAN) - noise
+    left = max(left, LEAST_LEFT * noise) or 1.0
+    return noise * mean_square_norm(learned.query_factors[np.unique(rows)]) / left
 
 
 def without_items(learned: Learned, ids: NDArray[np.int32]) -> Learned:

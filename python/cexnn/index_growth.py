@@ -29,8 +29,10 @@ class GrowingIndex(IndexFacts):
         """Place new items without a refit; the ids of all others stay as they are.
 
         An item goes to the place of its embedding, by the build's map or network where it has one,
-        its offset to what the embeddings of the training items say; its scores then correct both,
-        by the same ridge and the same shrunken mean that placed the training items.
+        its offset to what the embeddings of the training items say; its scores then correct the
+        offset by their mean shrunken residual and, where the build's own factors followed their
+        scores, the factors by a ridge. They are explained by the training queries as a search would
+        have placed them after the scores of the build.
 
         Parameters
         ----------

@@ -28,12 +28,13 @@ ARRAYS = (
     "item_offsets",
     "mean_query",
     "query_factors",
+    "query_shifts",
     "offset_map",
     "factor_map",
     "query_map",
 )
 COMPACT = ("compact_codes", "compact_scales")
-NUMBERS = ("query_scale", "item_scale", "item_regularization", "offset_weight")
+NUMBERS = ("query_scale", "item_scale", "offset_weight")
 FLAGS = ("factorised", "in_score_units")
 PLAIN = ("n_dims", "rounds", "facts")
 
@@ -52,6 +53,8 @@ class Learned:
     query_factors : (n_queries, n_factors) float32
         Of the training queries: what the scores of new items are explained by. No rows where
         there were none.
+    query_shifts : (n_queries,) float32
+        What the training queries' scores are above what is expected of a query's.
     offset_map : (n_dims,) float32
         From an embedding to the item's offset, before `offset_weight`; empty: no map.
     factor_map : float32
@@ -61,8 +64,6 @@ class Learned:
         From a query's embedding to its prior; no rows: ``u0 = query_scale * e_q``.
     query_scale, item_scale : float
         Of the embeddings, ``v0 = item_scale * e_i``; their product is the slope.
-    item_regularization : float
-        Of the ridge that places an item by its scores.
     n_dims : int or None
         Of the embeddings; None: built without.
     factorised : bool
@@ -88,12 +89,12 @@ class Learned:
     item_offsets: FloatArray
     mean_query: FloatArray
     query_factors: FloatArray
+    query_shifts: FloatArray
     offset_map: FloatArray
     factor_map: FloatArray
     query_map: FloatArray
     query_scale: float
     item_scale: float
-    item_regularization: float
     n_dims: int | None
     factorised: bool
     in_score_units: bool
@@ -142,12 +143,14 @@ def read(path: str | os.PathLike[str], *, mmap: bool, verify: bool) -> Learned:
 def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Learned:
     n_items, n_factors = arrays["item_factors"].shape
     no_map = np.zeros((0, n_factors), dtype=np.float32)
-    arrays = {"query_map": no_map, **arrays}  # files from before there was one
+    no_shifts = np.zeros(len(arrays["query_factors"]), dtype=np.float32)
+    arrays = {"query_map": no_map, "query_shifts": no_shifts, **arrays}  # the first files have none
     shapes = {
         "item_factors": (n_items, n_factors),
         "item_offsets": (n_items,),
         "mean_query": (n_factors,),
         "query_factors": (len(arrays["query_factors"]), n_factors),
+        "query_shifts": (len(arrays["query_factors"]),),
         "offset_map": (len(arrays["offset_map"]) and n_factors,),
         **{name: _map_shape(arrays[name], n_factors) for name in ("factor_map", "query_map")},
     }
