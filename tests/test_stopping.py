@@ -127,20 +127,20 @@ def test_confident_by_hand():
     variances, usual = np.ones((4, 2), np.float32), np.ones(4)
     stray = Stray(0.05, 1.8)
     # Two items at the second best, 2: one is expected to beat it. Of one at -2, four deviations
-    # below, 7e-4 are: 0.95 * 3e-5 and, strayed, 0.05 * 1.3e-2. 0.07 sqrt(2) may.
+    # below, 7e-4 are: 0.95 * 3e-5 and, strayed, 0.05 * 1.3e-2. 0.08 sqrt(2) may.
     sure = confident(means, variances, found, 2, usual, stray)
     assert sure.tolist() == [False, True, True, True]
     near = np.float32([[-1, 0]] * 4)
     assert confident(near, variances, found, 3, usual, stray).tolist() == [False] * 4
-    # Of one item 1.6 deviations below the best, 0.061 are; 1.5 below, 0.074. If a fifth strayed
-    # three times as far: 0.103 of one 1.6 below, 0.057 of one 2.2 below.
+    # Of one item 1.5 deviations below the best, 0.074 are; 1.4 below, 0.088. If a fifth strayed
+    # three times as far: 0.115 of one 1.5 below, 0.057 of one 2.2 below.
     far = Stray(0.2, 3)
     for mean, surprise, spread, enough in (
-        (1.4, 1, stray, True),
-        (1.5, 1, stray, False),
-        (-0.2, 2, stray, True),
-        (0, 2, stray, False),
-        (1.4, 1, far, False),
+        (1.5, 1, stray, True),
+        (1.6, 1, stray, False),
+        (0, 2, stray, True),
+        (0.2, 2, stray, False),
+        (1.5, 1, far, False),
         (0.8, 1, far, True),
     ):
         one = np.float32([[mean]]), variances[:1, :1], found[:1], 1, np.array([surprise])

@@ -1,4 +1,4 @@
-"""How far scores stray from what is expected: learned from held-out queries, kept in the file."""
+"""How often scores stray far: learned from held-out queries, kept in the file."""
 
 import json
 
@@ -52,19 +52,17 @@ def test_of_many_scores_some_are_drawn_and_certain_ones_left_out():
     assert left_out_surprises([query], certain, 20, 0).shape == (0,)
 
 
-@pytest.mark.parametrize(("share", "width"), [(0.1, 2.5), (0.03, 4.0), (0.3, 2.0)])
-def test_share_and_width_are_recovered(share, width):
-    found = fit_stray(drawn(np.random.default_rng(1), 200_000, share, width))
-    assert found.share == pytest.approx(share, rel=0.15)
-    assert found.width == pytest.approx(width, rel=0.07)
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.3])
+def test_the_share_is_recovered(share):
+    found = fit_stray(drawn(np.random.default_rng(1), 200_000, share, USUAL.width))
+    assert found.share == pytest.approx(share, rel=0.1)
+    assert found.width == USUAL.width
 
 
 def test_few_scores_change_little_and_those_below_nothing():
     assert fit_stray(np.zeros(0)) == pytest.approx(USUAL)
     assert fit_stray(np.array([-1.0, -30.0])) == pytest.approx(USUAL)
-    once = fit_stray(np.array([4.0]))
-    assert 0.05 < once.share < 0.08
-    assert 1.8 < once.width < 2.7
+    assert 0.1 < fit_stray(np.array([4.0])).share < 0.11
     normal = fit_stray(np.random.default_rng(2).normal(size=50_000))
     bar = np.array([-4.0])
     assert normal.above(bar) < 0.5 * USUAL.above(bar)
@@ -84,8 +82,7 @@ def test_a_build_learns_how_scores_stray(world, built):
     unforeseen = np.where(rng.random(far.nnz) < 0.05, far.data.std(), 0)
     far = csr_array((np.float32(far.data + unforeseen), far.coords), shape=far.shape)
     spoilt = Index.build(far, item_embeddings=world.items, query_embeddings=world.train_queries)
-    bar = np.array([-4.0])
-    assert spoilt._learned.stray.above(bar) > 3 * built._learned.stray.above(bar)
+    assert spoilt._learned.stray.share > 1.2 * built._learned.stray.share
     assert built.info()["stray"] == built._learned.stray._asdict()
     unscored = Index.build(item_embeddings=world.items)
     assert unscored._learned.stray == USUAL  # no query to learn from

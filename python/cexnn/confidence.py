@@ -19,7 +19,7 @@ FloatArray = NDArray[np.float32]
 IdArray = NDArray[np.int32]
 Wide = NDArray[np.float64]
 
-MISSED = 0.07  # items, times the root of k: what a confident query may expect to be missing
+MISSED = 0.08  # items, times the root of k: what a confident query may expect to be missing
 PRIOR_SCORES = 60  # as expected; they count beside a query's own, so that a few do not decide
 
 
@@ -104,7 +104,7 @@ def confident(
     """Tell of which queries the k best are likely found.
 
     The number of unscored items expected to score above the k-th best score found,
-    ``sum_i P(y_i > kth_best)``, is at most ``0.07 sqrt(k)``. Never so where fewer than ``k`` items
+    ``sum_i P(y_i > kth_best)``, is at most ``0.08 sqrt(k)``. Never so where fewer than ``k`` items
     were scored.
 
     Parameters

@@ -1,4 +1,4 @@
-"""What a build chooses by training queries that it holds out: score map, form, variances, tails."""
+"""What a build chooses by training queries that it holds out: score map, form, variances, stray."""
 
 from __future__ import annotations
 
@@ -144,9 +144,9 @@ def choose_form(
     choice = Choice(chosen, len(query_map) > 0, fit(factors, query_map)[0])
     if not judged:
         return choice
-    systems = list(_systems(scores, queries, held, trial.calibration, factors, query_map))
-    weights = fit_top_weights(system[1:] for system in systems)
-    told = (_weighted(*system, weights) for system in systems)
+    given = scores, queries, held, trial.calibration, factors, query_map
+    weights = fit_top_weights(system[1:] for system in _systems(*given))
+    told = (_weighted(*system, weights) for system in _systems(*given))  # anew: all are large
     surprises = left_out_surprises(told, choice.model, CHOICE_SCORES, seed)
     return choice._replace(weights=weights, stray=fit_stray(surprises))
 

@@ -96,7 +96,7 @@ class SearchableIndex:
         mix : float
             Weight of the prior in the factors, from 0 to 1, for ``update="least_squares"``.
         stop : "confident", optional
-            Between rounds, end a query of whose ``k`` best no more than ``0.07 sqrt(k)`` are
+            Between rounds, end a query of whose ``k`` best no more than ``0.08 sqrt(k)`` are
             expected among what is left to score; ``result.n_calls`` then varies. Measured on real
             scores, at most 0.8 % were lost for k = 10, mostly less than 0.5; up to 4 % for k = 1.
             By default the budget is always spent. For an index built with scores,

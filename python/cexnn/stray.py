@@ -1,4 +1,4 @@
-"""How far scores stray from what is expected of them, learned from held-out queries.
+"""How often scores stray far from what is expected of them, learned from held-out queries.
 
 The noise of `cexnn.query_model` is normal; of scores, more are far above what they should be: the
 one item that answers a question, for all that says so. What stops a search (`cexnn.confidence`) is
@@ -22,7 +22,7 @@ __all__ = ["USUAL", "Stray", "fit_stray", "left_out_surprises"]
 FloatArray = NDArray[np.float32]
 Wide = NDArray[np.float64]
 
-PRIOR_SCORES = 50  # above what was expected, and usual; they count beside those seen
+PRIOR_SCORES = 200  # above what was expected, and usual; they count beside those seen
 STEPS = 100
 ROUNDING = 1e-13  # of a matrix's trace
 
@@ -38,8 +38,8 @@ class Stray(NamedTuple):
         Deviations that are a stray score's one; at least 1.
     """
 
-    share: float = 0.05
-    width: float = 1.8
+    share: float = 0.1
+    width: float = 2.4
 
     def above(self, distances: Wide) -> Wide:
         """Probability that a score is above a bar: its mean is ``distances`` deviations above."""
@@ -103,10 +103,11 @@ def left_out_surprises(
 
 
 def fit_stray(surprises: Wide) -> Stray:
-    """Fit the share and the width of stray scores to those that were above what was expected.
+    """Fit the share of stray scores to those that were above what was expected.
 
-    By likelihood, beside which fifty `USUAL` scores count; a score that is
-    no better than expected is nobody's loss, and tells nothing here.
+    By likelihood, beside which 200 `USUAL` scores count; a score that is no better than expected is
+    nobody's loss, and tells nothing here. The width is the usual: the few scores that tell it would
+    be others in another build, and between sets of real scores it differs less than by that.
 
     Parameters
     ----------
@@ -115,12 +116,10 @@ def fit_stray(surprises: Wide) -> Stray:
     """
     squares = surprises[surprises > 0] ** 2
     share, width = USUAL
-    drawn = PRIOR_SCORES * USUAL.share
     for _ in range(STEPS):  # of expectation and maximisation
         near = (1 - share) * np.exp(-squares / 2)
         far = share / width * np.exp(-squares / (2 * width**2))
         stray = np.divide(far, near + far, out=np.ones_like(far), where=far > 0)
-        total = float(stray.sum()) + drawn
+        total = float(stray.sum()) + PRIOR_SCORES * USUAL.share
         share = total / (len(squares) + PRIOR_SCORES)
-        width = max(1.0, float((stray @ squares + drawn * USUAL.width**2) / total) ** 0.5)
     return Stray(share, width)
