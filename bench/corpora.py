@@ -1,6 +1,6 @@
 """Corpora of public texts for bench_corpora.py, and a cross-encoder's scores of them.
 
-A corpus is a folder: ``texts.json`` (items, tested and training queries), ``pairs.npz`` (which
+A corpus is a folder: ``texts.json`` (items, tested and training queries), ``pairs.npy`` (which
 training pairs are scored), and the checkpoints of `score_pairs` and `exact`, named after the model
 that scored. What is there is taken as it is, so a run that was cut short goes on where it ended,
 and texts that change with what is installed, or on a mirror, stay those that were scored.
