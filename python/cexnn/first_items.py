@@ -31,11 +31,14 @@ class FirstItems:
         Best first, -1 for none.
     n_items : int
         In the index.
+    budget : int
+        How many items a query is asked for at most: as many of its first items are looked at.
     """
 
-    def __init__(self, ids: IdArray, n_items: int) -> None:
-        self._ids, self._n_items = ids, n_items
-        self._taken: Keys = np.empty(0, dtype=np.int64)
+    def __init__(self, ids: IdArray, n_items: int, budget: int) -> None:
+        self._ids = _core.first_distinct(ids, min(budget, ids.shape[1]))
+        self._n_items = n_items
+        self._taken: Keys = np.empty(0, dtype=np.int64)  # ascending; twice is as good as once
 
     def open(self, opening: IdArray) -> None:
         """Note what of them opened the search, (n_queries, size) int32."""
@@ -58,31 +61,45 @@ class FirstItems:
         chosen : (r, size) int32
             The model's choice for this round, best first, -1 for none.
         known, scores : (r, n) int32 and float32
-            What is known of each query; -1 and NaN for none.
+            What is known of each query; -1 and NaN behind it.
 
         Returns
         -------
         (r, size) int32
             Distinct, -1 behind them where items run out.
         """
-        keys = self._keys(rows, known)
-        ours = np.isin(keys, self._taken)  # -1 is never taken
-        counts = (known >= 0).sum(axis=1)
-        rank = np.argsort(np.argsort(np.where(known >= 0, -scores, np.inf), kind="stable"))
-        n_best = np.maximum(LEAST_BEST, (BEST_SHARE * counts).astype(np.int64))
-        best = (rank < n_best[:, None]) & (known >= 0)
-        tries, hits = ours.sum(axis=1), (ours & best).sum(axis=1)
-        mine = ((hits + BEST_SHARE) / (tries + 1)) ** 2
-        theirs = ((best.sum(axis=1) - hits + BEST_SHARE) / (counts - tries + 1)) ** 2
-        size = chosen.shape[1]
-        turns = np.rint(size * mine / (mine + theirs)).astype(np.int64)
-        left = self._ids[rows]
-        fresh = ~np.isin(self._keys(rows, left), keys)
-        left = _core.first_distinct(np.where(fresh, left, np.int32(-1)), size)
+        size, counts = chosen.shape[1], (known >= 0).sum(axis=1)
+        most = counts.max(initial=0)
+        known, scores = known[:, :most], scores[:, :most]
+        turns = np.rint(size * self._share(rows, known, scores, counts))
+        behind = _core.first_distinct(
+            np.concatenate([known, self._ids[rows]], axis=1), int(most) + size
+        )
+        left = np.take_along_axis(behind, counts[:, None] + np.arange(size), axis=1)
         left[np.arange(size) >= turns[:, None]] = -1
         taken = self._keys(rows, left)
-        self._taken = np.union1d(self._taken, taken[taken >= 0])
+        self._taken = np.sort(np.concatenate([self._taken, taken[taken >= 0]]))
         return _core.first_distinct(np.concatenate([left, chosen], axis=1), size)
+
+    def _share(
+        self,
+        rows: NDArray[np.int64],
+        known: IdArray,
+        scores: FloatArray,
+        counts: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """Return the first items' share of a round, (r,); see `in_turn`."""
+        ours = _places(self._keys(rows, known), self._taken) >= 0  # -1 is never taken
+        order = np.argsort(np.where(known >= 0, -scores, np.inf), axis=1, kind="stable")
+        n_best = np.maximum(LEAST_BEST, (BEST_SHARE * counts).astype(np.int64))
+        n_best = np.minimum(n_best, counts)
+        best = np.arange(known.shape[1]) < n_best[:, None]  # in that order
+        hits = (np.take_along_axis(ours, order, axis=1) & best).sum(axis=1)
+        tries = ours.sum(axis=1)
+        mine = ((hits + BEST_SHARE) / (tries + 1)) ** 2
+        theirs = ((n_best - hits + BEST_SHARE) / (counts - tries + 1)) ** 2
+        share: NDArray[np.float64] = mine / (mine + theirs)
+        return share
 
     def _keys(self, rows: NDArray[np.int64], ids: IdArray) -> Keys:
         """Numbers of pairs, -1 where there is none."""
@@ -90,12 +107,26 @@ class FirstItems:
         return np.where(ids >= 0, keys, np.int64(-1))
 
 
+def _places(keys: Keys, among: Keys) -> NDArray[np.int64]:
+    """Return where keys stand among some in ascending order; -1 where they do not."""
+    if len(among) == 0:
+        return np.full(keys.shape, -1)
+    places = np.minimum(np.searchsorted(among, keys), len(among) - 1)
+    return np.where(among[places] == keys, places, -1)
+
+
 def estimates_of(
     mixed: IdArray, chosen: IdArray, estimates: FloatArray | None
 ) -> FloatArray | None:
-    """Return the estimates of mixed items: of those the model chose, NaN of the others."""
+    """Return the estimates of mixed items, row by row, (p,): NaN of those the model did not choose.
+
+    None where there are none of the chosen ones, (r, size) as the items.
+    """
     if estimates is None:
         return None
-    same = mixed[:, :, None] == chosen[:, None, :]
-    found = np.take_along_axis(estimates, same.argmax(axis=2), axis=1)
-    return np.where(same.any(axis=2), found, np.float32(np.nan))
+    row_keys = np.arange(len(chosen))[:, None] << 32
+    keys = (row_keys + chosen).ravel()
+    order = np.argsort(keys)
+    places = _places((row_keys + mixed)[mixed >= 0], keys[order])
+    found = estimates.ravel()[order[places]]
+    return np.where(places >= 0, found, np.float32(np.nan))

@@ -84,15 +84,16 @@ class Session:
         self._estimates: FloatArray | None = None  # of the next round's items, where traced
         self._spent = (0.0, 0.0)  # seconds in their update and top-k
         self._searcher, self._model, self._priors = searcher, model, priors
-        self._n_items, self._k = n_items, k
-        self._first = first
-        self._in_turn = FirstItems(first, n_items) if first is not None and first_in_turn else None
+        self._n_items, self._k, self._first = n_items, k, first
         self._units = units
         self._num_threads = num_threads
         n_queries = len(priors)
         self._confidence = None if stop_by is None else Confidence(n_queries, stop_by)
         n_searchable = n_items if n_searchable is None else n_searchable
         budget = min(budget, n_searchable - len(self._excluded))
+        self._in_turn: FirstItems | None = None
+        if first is not None and first_in_turn:
+            self._in_turn = FirstItems(first, n_items, budget)
         self._sizes = round_sizes(budget, rounds) if n_queries else []
         self._round = 0
         self._running = np.arange(n_queries)  # the others have stopped; priors and state: of these
@@ -136,11 +137,10 @@ class Session:
             new = self._planned
             if new is None:
                 new = self._open() if self._round == 0 else self._next(size)
-            if self._round > 0 and self._in_turn is not None:
-                new = self._take_turns(self._in_turn, new)
-            pending = _core.list_pairs(new, self._running)
+            mixed = self._take_turns(new)
+            pending = _core.list_pairs(mixed, self._running)
             if self.trace is not None:
-                estimates = None if self._estimates is None else self._estimates[new >= 0]
+                estimates = estimates_of(mixed, new, self._estimates)
                 self.trace.note(*pending, estimates, self._spent)
                 self._estimates, self._spent = None, (0.0, 0.0)
             self._round, self._planned, self._pending = self._round + 1, None, pending
@@ -221,12 +221,12 @@ class Session:
         self._spent = 0.0, time.perf_counter() - start
         return opening
 
-    def _take_turns(self, first: FirstItems, new: IdArray) -> IdArray:
-        """Let the first items have their turns in a round."""
+    def _take_turns(self, chosen: IdArray) -> IdArray:
+        """Let the caller's first items have their turns in a round, if they go on."""
+        if self._in_turn is None or self._round == 0:
+            return chosen
         known = self._known.ids[self._running], self._known.scores[self._running]
-        mixed = first.in_turn(self._running, new, *known)
-        self._estimates = estimates_of(mixed, new, self._estimates)
-        return mixed
+        return self._in_turn.in_turn(self._running, chosen, *known)
 
     def _next(self, size: int) -> IdArray:
         known, priors = self._told(), self._priors
