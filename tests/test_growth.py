@@ -7,6 +7,7 @@ import pytest
 from scipy.sparse import csr_array
 
 from cexnn import Index, storage
+from cexnn.embedding_maps import query_priors
 
 
 def options(world, **changes):
@@ -124,6 +125,28 @@ def test_scores_of_new_items_help_where_the_factorisation_fitted_the_old_ones_ex
         return np.mean((found - true)[~known[:, new]] ** 2) / true.var()
 
     assert error(scores=scores[:, new]) < 0.55 * error() < 0.3
+
+
+def test_training_queries_are_where_a_search_would_put_them(world):
+    learned = shortened(world, 400)._learned
+    model, scores = learned.model, learned.score_map.of(csr_array(world.scores))
+    size = np.sqrt(model.shift_variance / model.factor_variance)  # of the feature of all items
+    starts = query_priors(
+        world.train_queries, learned.query_scale, learned.query_map, learned.mean_query
+    )
+    for q, start in enumerate(starts[:5]):
+        part = slice(scores.indptr[q], scores.indptr[q + 1])
+        ids = scores.indices[part]
+        features = np.pad(learned.item_factors[ids], ((0, 0), (0, 1)), constant_values=size)
+        left = (
+            scores.data[part] - model.offset - learned.item_offsets[ids] - features[:, :-1] @ start
+        )
+        gram = features.T @ features + np.eye(len(start) + 1) * (
+            model.noise_variance / model.factor_variance
+        )
+        found = np.linalg.solve(gram, features.T @ left)
+        assert np.allclose(learned.query_factors[q], start + found[:-1], atol=1e-3)
+        assert np.isclose(learned.query_shifts[q], size * found[-1], atol=1e-3)
 
 
 def test_a_file_from_before_queries_had_shifts_takes_new_items(world, tmp_path):

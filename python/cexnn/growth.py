@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +22,6 @@ __all__ = ["items_alone", "with_items", "with_training_queries", "without_items"
 
 FloatArray = NDArray[np.float32]
 
-SWEEPS = 2  # over a training query's factors and its shift
 LEAST_LEFT = 0.01  # noise variances that new items vary by about their places, at least
 LEAN = 50.0  # scores; what fewer vary by says little
 
@@ -53,25 +53,23 @@ def with_training_queries(
         priors = query_priors(
             embeddings, learned.query_scale, learned.query_map, learned.mean_query
         )
-    rows, counts = stored_rows(scores), np.diff(scores.indptr)
-    y = scores.data - np.float32(model.offset) - learned.item_offsets[scores.indices]
-    indptr, items = scores.indptr.astype(np.int64), scores.indices.astype(np.int32)
-    queries, shifts = priors, np.zeros(len(priors), dtype=np.float32)
-    for _ in range(SWEEPS):
-        residual = y - stored_products(queries, learned.item_factors, scores)
-        sums = np.bincount(rows, weights=residual, minlength=len(shifts))
-        shrinkage = model.noise_variance / model.shift_variance
-        shifts = (sums / (counts + shrinkage)).astype(np.float32)
-        queries = _core.ridge(
-            indptr,
-            items,
-            y - shifts[rows],
-            learned.item_factors,
-            priors,
-            model.noise_variance / model.factor_variance,
-            num_threads,
-        )
+    # The shift is the factor of a feature that all items share, of a size that lets it vary so.
+    size = math.sqrt(model.shift_variance / model.factor_variance)
+    found = _core.ridge(
+        scores.indptr.astype(np.int64),
+        scores.indices.astype(np.int32),
+        scores.data - np.float32(model.offset) - learned.item_offsets[scores.indices],
+        _with_column(learned.item_factors, size),
+        _with_column(priors, 0),
+        model.noise_variance / model.factor_variance,
+        num_threads,
+    )
+    queries, shifts = np.ascontiguousarray(found[:, :-1]), np.float32(size) * found[:, -1]
     return replace(learned, query_factors=queries, query_shifts=shifts)
+
+
+def _with_column(rows: FloatArray, value: float) -> FloatArray:
+    return np.pad(rows, ((0, 0), (0, 1)), constant_values=value)
 
 
 def with_items(learned: Learned, embeddings: Any, scores: Any, num_threads: int) -> Learned:
