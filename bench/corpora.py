@@ -185,7 +185,8 @@ def debian(path, sizes):
             found.setdefault(paragraph[:60], (name, short, paragraph))
     packages = shuffled(np.random.default_rng(1), sorted(found.values()))
     items = [" ".join(long.split()[:48]) for _, _, long in packages[: sizes.n_items]]
-    queries = [short for _, short, _ in packages[sizes.n_items :] if len(short.split()) >= 4]
+    shorts = dict.fromkeys(short for _, short, _ in packages[sizes.n_items :])
+    queries = [short for short in shorts if len(short.split()) >= 4]
     return parted(items, queries[: sizes.n_queries], queries[: sizes.n_drawn], sizes)
 
 
