@@ -42,8 +42,10 @@ def test_added_items_are_found_as_if_built_in(world, table_scorer):
 def test_an_added_item_lands_where_its_scores_say():
     rng = np.random.default_rng(0)
     U, V = rng.normal(size=(80, 4)), rng.normal(size=(60, 4))
+    U /= np.linalg.norm(U, axis=1, keepdims=True) / 2  # no query has outliers: no score map
     table = (U @ V.T).astype(np.float32)
     index = Index.build(csr_array(table[:, :50]), n_factors=6, regularization=1e-3)
+    assert index.info()["score_map"] == "identity"
     index.add(scores=csr_array(table[:, 50:]))
     found = index.item_offsets + index._learned.query_factors @ index.item_factors.T
     found += index.info()["query_model"]["offset"] + index._learned.query_shifts[:, None]

@@ -8,6 +8,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.special import ndtri
 
 from cexnn import Index, IndexFileError, storage
+from cexnn.held_out import choose_score_map
 from cexnn.known_scores import KnownScores
 from cexnn.score_map import (
     ScoreMap,
@@ -311,3 +312,14 @@ def test_a_file_with_a_map_that_is_none_is_refused(from_exp, tmp_path, damaged):
     )
     with pytest.raises(IndexFileError, match="not an index"):
         Index.load(path)
+
+
+def test_a_map_is_judged_by_the_same_scores_of_each_query_as_likelihood_is():
+    rng = np.random.default_rng(1)
+    table = rng.normal(size=600) + rng.normal(size=(150, 600))
+    best = np.argsort(-table[::2], axis=1)[:, 20:]
+    np.put_along_axis(table[::2], best, 0, axis=1)  # half the queries have their best scores alone
+    held = rng.permutation(150)
+    fit, held = np.sort(held[30:]), np.sort(held[:30])
+    found = choose_score_map(csr_array(table.astype(np.float32)), None, None, fit, held, 0)
+    assert found.name == "identity"

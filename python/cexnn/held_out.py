@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -45,20 +46,22 @@ def choose_score_map(
     or else the identity. Judged by the calibrated embeddings, or the item offsets alone: no
     factorisation is needed.
     """
-    known = take_rows(scores, fit).data
+    sample = take_rows(scores, fit).data
+    rng = np.random.default_rng(seed)
     if len(fit) > SCORE_MAP_QUERIES:
-        fit = np.sort(np.random.default_rng(seed).choice(fit, SCORE_MAP_QUERIES, replace=False))
-    told = take_rows(scores, held).data
+        fit = np.sort(rng.choice(fit, SCORE_MAP_QUERIES, replace=False))
+    known = take_rows(scores, fit), take_embeddings(queries, fit)
+    told = _thinned(take_rows(scores, held), rng), take_embeddings(queries, held)
 
     def loss(score_map: ScoreMap) -> float:
-        found = _score_map_loss(score_map.of(scores), queries, items, fit, held, seed)
-        return found - float(score_map.log_slope(told).mean())
+        found = _score_map_loss(score_map, known, told, items)
+        return found - float(score_map.log_slope(told[0].data).mean())
 
     identity = ScoreMap()
     plain: float | None = None
     for score_map, least_gain in (
-        (normal_scores(known), SCORE_MAP_GAIN),
-        (logarithmic_tail(known), TAIL_GAIN),
+        (normal_scores(sample), SCORE_MAP_GAIN),
+        (logarithmic_tail(sample), TAIL_GAIN),
     ):
         if score_map.knots:
             plain = loss(identity) if plain is None else plain
@@ -67,23 +70,37 @@ def choose_score_map(
     return identity
 
 
+def _thinned(scores: csr_array, rng: np.random.Generator) -> csr_array:
+    """Draw the scores that maps are judged by: all of them by the same."""
+    picked = [
+        np.sort(rng.choice(np.arange(begin, end), SCORE_MAP_SCORES, replace=False))
+        if end - begin > SCORE_MAP_SCORES
+        else np.arange(begin, end)
+        for begin, end in pairwise(scores.indptr)
+    ]
+    indptr = np.cumsum([0, *map(len, picked)])
+    at = np.concatenate(picked)
+    return csr_array((scores.data[at], scores.indices[at], indptr), shape=scores.shape)
+
+
 def _score_map_loss(
-    scores: csr_array,
-    queries: FloatArray | None,
+    score_map: ScoreMap,
+    known: tuple[csr_array, FloatArray | None],
+    told: tuple[csr_array, FloatArray | None],
     items: FloatArray | None,
-    fit: NDArray[np.int64],
-    held: NDArray[np.int64],
-    seed: int,
 ) -> float:
-    """Mean negative log likelihood of a held-out score, without a factorisation."""
-    calibration = calibrate(take_rows(scores, fit), take_embeddings(queries, fit), items)
-    features = np.zeros((scores.shape[1], 1), dtype=np.float32)
+    """Mean negative log likelihood of a held-out score, without a factorisation.
+
+    ``known`` and ``told`` are scores and query embeddings, of the queries to fit to and held out.
+    """
+    calibration = calibrate(score_map.of(known[0]), known[1], items)
+    features = np.zeros((known[0].shape[1], 1), dtype=np.float32)
     if items is not None:
         features = items * np.float32(calibration.item_scale)
     nobody = np.zeros((1, features.shape[1]), dtype=np.float32)
     factors = Factors(nobody, features, (1.0, 1.0), 0.0)
-    fitted = (calibration, factors, no_map(features))
-    return _fit(scores, queries, held, *fitted, seed, max_scores=SCORE_MAP_SCORES)[1]
+    rows = np.arange(told[0].shape[0])
+    return _fit(score_map.of(told[0]), told[1], rows, calibration, factors, no_map(features), 0)[1]
 
 
 class Choice(NamedTuple):
