@@ -143,8 +143,8 @@ def normal_scores(scores: ArrayLike) -> ScoreMap:
 def logarithmic_tail(scores: ArrayLike) -> ScoreMap:
     """Return the map that draws in the best tenth of a sample of scores, by logarithm.
 
-    It is a line, in units of the scores' deviation, up to their 90th percentile, and rises by
-    ``log(1 + x)`` for ``x`` deviations beyond.
+    It is a line, in units of the scores' deviation, up to 0 at their 90th percentile, and
+    ``log(1 + x)`` at ``x`` deviations beyond.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def logarithmic_tail(scores: ArrayLike) -> ScoreMap:
     knots = np.array([y.min(), np.quantile(y, 1 - TAIL_SHARE, method="inverted_cdf")])
     if knots[0] == knots[1]:
         return ScoreMap()
-    return ScoreMap(tuple(knots.tolist()), tuple((knots / y.std()).tolist()))
+    return ScoreMap(tuple(knots.tolist()), tuple(((knots - knots[1]) / y.std()).tolist()))
 
 
 def standardised(indptr: NDArray[np.int64], scores: FloatArray) -> FloatArray:
