@@ -145,18 +145,7 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
     no_map = np.zeros((0, n_factors), dtype=np.float32)
     no_shifts = np.zeros(len(arrays["query_factors"]), dtype=np.float32)
     arrays = {"query_map": no_map, "query_shifts": no_shifts, **arrays}  # the first files have none
-    shapes = {
-        "item_factors": (n_items, n_factors),
-        "item_offsets": (n_items,),
-        "mean_query": (n_factors,),
-        "query_factors": (len(arrays["query_factors"]), n_factors),
-        "query_shifts": (len(arrays["query_factors"]),),
-        "offset_map": (len(arrays["offset_map"]) and n_factors,),
-        **{name: _map_shape(arrays[name], n_factors) for name in ("factor_map", "query_map")},
-    }
-    for name, shape in shapes.items():
-        if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
-            raise ValueError(f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}")
+    _check_arrays(arrays, n_items, n_factors)
     described = {"offset_weight": 1.0, **described}  # the first files have none
     numbers = {name: float(described[name]) for name in NUMBERS}
     if not all(map(math.isfinite, numbers.values())):
@@ -169,34 +158,59 @@ def _together(arrays: dict[str, NDArray[Any]], described: dict[str, Any]) -> Lea
         **numbers,
         **{name: bool(described[name]) for name in FLAGS},
     }
-    model = QueryModel(**{name: float(value) for name, value in described["model"].items()})
-    variances = {name: value for name, value in asdict(model).items() if name != "offset"}
-    if not math.isfinite(model.offset) or not all(0 <= v < math.inf for v in variances.values()):
-        raise ValueError(f"{model} is no model")
     rounds = tuple((int(budget), int(n)) for budget, n in described.get("rounds", []))
     if any(not 1 <= n <= budget for budget, n in rounds) or list(rounds) != sorted(set(rounds)):
         raise ValueError(f"rounds are {rounds}")
     sides = described.get("score_map", {})  # the first files have none
-    score_map = ScoreMap(**{name: tuple(map(float, side)) for name, side in sides.items()})
-    stray = _checked_stray(described.get("stray", {}))  # the first files have none
-    compact = Compact(*(arrays[name] for name in COMPACT)) if COMPACT[0] in arrays else None
-    if compact is not None and (
+    return Learned(
+        **parts,
+        n_dims=n_dims,
+        model=_checked_model(described["model"]),
+        score_map=ScoreMap(**{name: tuple(map(float, side)) for name, side in sides.items()}),
+        stray=_checked_stray(described.get("stray", {})),  # the first files have none
+        rounds=rounds,
+        facts=dict(described["facts"]),
+        compact=_checked_compact(arrays, n_items, n_factors),
+    )
+
+
+def _check_arrays(arrays: dict[str, NDArray[Any]], n_items: int, n_factors: int) -> None:
+    shapes = {
+        "item_factors": (n_items, n_factors),
+        "item_offsets": (n_items,),
+        "mean_query": (n_factors,),
+        "query_factors": (len(arrays["query_factors"]), n_factors),
+        "query_shifts": (len(arrays["query_factors"]),),
+        "offset_map": (len(arrays["offset_map"]) and n_factors,),
+        **{name: _map_shape(arrays[name], n_factors) for name in ("factor_map", "query_map")},
+    }
+    for name, shape in shapes.items():
+        if arrays[name].dtype != np.float32 or arrays[name].shape != shape:
+            raise ValueError(f"{name} is {arrays[name].dtype} of shape {arrays[name].shape}")
+
+
+def _checked_compact(
+    arrays: dict[str, NDArray[Any]], n_items: int, n_factors: int
+) -> Compact | None:
+    if COMPACT[0] not in arrays:
+        return None
+    compact = Compact(*(arrays[name] for name in COMPACT))
+    if (
         compact.dtype not in DTYPES
         or compact.codes.shape != (n_items, n_factors)
         or compact.scales.dtype != np.float32
         or compact.scales.shape != (n_items,)
     ):
         raise ValueError(f"{compact.dtype} of shape {compact.codes.shape} are no compact factors")
-    return Learned(
-        **parts,
-        n_dims=n_dims,
-        model=model,
-        score_map=score_map,
-        stray=stray,
-        rounds=rounds,
-        facts=dict(described["facts"]),
-        compact=compact,
-    )
+    return compact
+
+
+def _checked_model(described: dict[str, Any]) -> QueryModel:
+    model = QueryModel(**{name: float(value) for name, value in described.items()})
+    variances = {name: value for name, value in asdict(model).items() if name != "offset"}
+    if not math.isfinite(model.offset) or not all(0 <= v < math.inf for v in variances.values()):
+        raise ValueError(f"{model} is no model")
+    return model
 
 
 def _checked_stray(described: dict[str, Any]) -> Stray:
