@@ -108,6 +108,13 @@ def test_the_line_of_a_map_bends_nothing(sample):
     assert ScoreMap().line(y).tolist() == np.float32(y).tolist()
 
 
+@pytest.mark.parametrize("fit", [normal_scores, logarithmic_tail, lambda _: ScoreMap()])
+def test_a_line_in_its_units_is_found_in_those_of_the_scores(sample, fit):
+    score_map, x = fit(sample), np.linspace(-2, 3, 7)
+    slope, offset = score_map.off_line(1.7, -0.4)
+    assert score_map.line(slope * x + offset) == pytest.approx(1.7 * x - 0.4, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("knots", "values"),
     [((0.0,), (0.0,)), ((0.0, 1.0), ()), ((0.0, 0.0), (0.0, 1.0)), ((0.0, 1.0), (1.0, np.inf))],
@@ -232,6 +239,15 @@ def test_scores_through_exp_are_mapped_and_answers_are_what_the_scorer_said(
 def test_scores_alone_are_mapped_too(world):
     scores, _ = bent(world, np.exp)
     assert Index.build(scores).info()["score_map"] == "normal scores"
+
+
+def test_embeddings_have_one_scale_whatever_the_scores_came_through(world):
+    plain = build(world, world.scores).embedding_scale
+    tail = build(world, bent(world, lambda y: y + np.maximum(y - 1, 0) ** 2 / 20)[0])
+    assert tail.info()["score_map"] == "logarithmic tail"
+    assert tail.embedding_scale == pytest.approx(plain, rel=0.15)
+    assert Index.build(item_embeddings=world.items).embedding_scale == (1.0, 0.0)
+    assert Index.build(world.scores).embedding_scale == (1.0, 0.0)
 
 
 def test_scores_of_new_items_are_mapped(world):

@@ -65,6 +65,17 @@ class IndexFacts:
         compact = self._learned.compact
         return "float32" if compact is None else compact.dtype
 
+    @property
+    def embedding_scale(self) -> tuple[float, float]:
+        """Slope and offset from the embeddings' dot products to cross-encoder scores.
+
+        What `baselines.axn` takes as ``scale``; (1, 0) where the build found none.
+        """
+        slope = float(self._learned.facts.get("slope", 0))
+        if slope <= 0:
+            return 1.0, 0.0
+        return self._learned.score_map.off_line(slope, self._learned.model.offset)
+
     def info(self) -> dict[str, Any]:
         """Return what the index holds and what its build learned, as plain values.
 

@@ -109,6 +109,14 @@ class ScoreMap:
         ends = [0, -1]
         return knots[ends], values.mean() + slope * spread[ends]
 
+    def off_line(self, slope: float, offset: float) -> tuple[float, float]:
+        """Bring a prediction's slope and offset from the map's units to the scores' own, by `line`."""
+        if not self.knots:
+            return slope, offset
+        knots, values = self.line_points
+        unit = float((values[1] - values[0]) / (knots[1] - knots[0]))
+        return slope / unit, float(knots[0]) + (offset - float(values[0])) / unit
+
     def _tails(self, y: Wide) -> tuple[Wide, Wide, Wide]:
         """Slopes between the knots, and how far scores lie above and below all of them."""
         knots, values = self.points

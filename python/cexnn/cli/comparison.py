@@ -124,9 +124,6 @@ class MethodComparison:
 
     def _axn(self, budget: int, k: int) -> SearchResult:
         assert self.item_embeddings is not None
-        facts = self.index.info()
-        slope = float(facts.get("slope", 0))
-        offset = float(facts["query_model"]["offset"])
         return axn(
             self.scorer,
             self.queries,
@@ -135,7 +132,7 @@ class MethodComparison:
             k=k,
             budget=budget,
             rounds=min(AXN_ROUNDS, budget),
-            scale=(slope, offset) if slope > 0 else (1.0, 0.0),
+            scale=self.index.embedding_scale,
             num_threads=self.num_threads,
         )
 
