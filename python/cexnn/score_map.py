@@ -110,7 +110,7 @@ class ScoreMap:
         return knots[ends], values.mean() + slope * spread[ends]
 
     def off_line(self, slope: float, offset: float) -> tuple[float, float]:
-        """Bring a prediction's slope and offset from the map's units to the scores' own, by `line`."""
+        """Bring a prediction's slope and offset from the map's units to the scores', by `line`."""
         if not self.knots:
             return slope, offset
         knots, values = self.line_points
