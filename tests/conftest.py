@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.sparse import coo_array
 
-from cexnn import _core
+from cexnn import _core, storage
 
 
 class TableScorer:
@@ -123,6 +124,22 @@ class World:
 @pytest.fixture(scope="session")
 def world():
     return World()
+
+
+@pytest.fixture(scope="session")
+def rewritten():
+    """Save an index to a file with other descriptions, by name; None: as a file without."""
+
+    def rewrite(index, path, **changes):
+        index.save(path)
+        arrays, metadata = storage.read(path, mmap=False)
+        described = {**json.loads(metadata["index"]), **changes}
+        for name in (name for name, value in changes.items() if value is None):
+            del described[name]
+        storage.write(path, arrays, {"index": json.dumps(described)})
+        return path
+
+    return rewrite
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,9 @@
 """How many rounds suit a budget: learned by simulation, kept in the index, used by "auto"."""
 
-import json
-
 import numpy as np
 import pytest
 
-from cexnn import Index, IndexFileError, storage
+from cexnn import Index, IndexFileError
 from cexnn.query_model import QueryModel
 from cexnn.rounds import _draw, learn_rounds
 from cexnn.schedule import resolve_rounds
@@ -132,28 +130,16 @@ def test_auto_is_no_worse_than_five_rounds(world, built, table_scorer):
     assert np.mean(found["auto"]) >= np.mean(found[5]) - 0.02
 
 
-def rewritten(path, rounds):
-    """Save the index's file with other rounds; None: as a file that has none."""
-    arrays, metadata = storage.read(path, mmap=False)
-    described = json.loads(metadata["index"])
-    if rounds is None:
-        del described["rounds"]
-    else:
-        described["rounds"] = rounds
-    storage.write(path, arrays, {"index": json.dumps(described)})
-    return Index.load(path)
-
-
-def test_rounds_are_kept_in_the_file(built, tmp_path):
+def test_rounds_are_kept_in_the_file(built, tmp_path, rewritten):
     path = tmp_path / "index.cexnn"
     built.save(path)
     assert Index.load(path).info() == built.info()
-    assert rewritten(path, None).info()["rounds"] == {}
+    without = rewritten(built, path, rounds=None)
+    assert Index.load(without).info()["rounds"] == {}
 
 
 @pytest.mark.parametrize("rounds", [[[40, 0]], [[40, 41]], [[80, 2], [40, 2]], [[40]], 3])
-def test_rounds_that_make_no_sense_are_refused(built, tmp_path, rounds):
-    path = tmp_path / "index.cexnn"
-    built.save(path)
+def test_rounds_that_make_no_sense_are_refused(built, tmp_path, rewritten, rounds):
+    path = rewritten(built, tmp_path / "index.cexnn", rounds=rounds)
     with pytest.raises(IndexFileError, match="not an index"):
-        rewritten(path, rounds)
+        Index.load(path)

@@ -1,13 +1,11 @@
 """The monotone map from scores to those of the model."""
 
-import json
-
 import numpy as np
 import pytest
 from scipy.sparse import coo_array, csr_array
 from scipy.special import ndtri
 
-from cexnn import Index, IndexFileError, storage
+from cexnn import Index, IndexFileError
 from cexnn.held_out import choose_score_map
 from cexnn.known_scores import KnownScores
 from cexnn.score_map import (
@@ -306,25 +304,14 @@ def test_a_map_is_kept_in_the_file(world, from_exp, table_scorer, tmp_path):
     assert (a.ids == b.ids).all()
 
 
-def rewritten(index, path, change):
-    index.save(path)
-    arrays, metadata = storage.read(path, mmap=False)
-    described = json.loads(metadata["index"])
-    change(described)
-    storage.write(path, arrays, {"index": json.dumps(described)})
-    return path
-
-
-def test_a_file_without_a_map_has_the_identity(from_exp, tmp_path):
-    path = rewritten(from_exp, tmp_path / "index", lambda described: described.pop("score_map"))
+def test_a_file_without_a_map_has_the_identity(from_exp, tmp_path, rewritten):
+    path = rewritten(from_exp, tmp_path / "index", score_map=None)
     assert Index.load(path).info()["score_map"] == "identity"
 
 
 @pytest.mark.parametrize("damaged", [{"knots": [0, 1]}, {"knots": [1, 0], "values": [0, 1]}, [], 3])
-def test_a_file_with_a_map_that_is_none_is_refused(from_exp, tmp_path, damaged):
-    path = rewritten(
-        from_exp, tmp_path / "index", lambda described: described.update(score_map=damaged)
-    )
+def test_a_file_with_a_map_that_is_none_is_refused(from_exp, tmp_path, rewritten, damaged):
+    path = rewritten(from_exp, tmp_path / "index", score_map=damaged)
     with pytest.raises(IndexFileError, match="not an index"):
         Index.load(path)
 

@@ -1,13 +1,11 @@
 """How often scores stray far: learned from held-out queries, kept in the file."""
 
-import json
-
 import numpy as np
 import pytest
 from scipy.sparse import csr_array
 from scipy.special import ndtr
 
-from cexnn import Index, IndexFileError, storage
+from cexnn import Index, IndexFileError
 from cexnn.query_model import QueryModel
 from cexnn.stray import USUAL, Stray, fit_stray, left_out_surprises
 
@@ -88,24 +86,13 @@ def test_a_build_learns_how_scores_stray(world, built):
     assert unscored._learned.stray == USUAL  # no query to learn from
 
 
-def rewritten(path, stray):
-    """Save the index's file with another `Stray`; None: as a file that has none."""
-    arrays, metadata = storage.read(path, mmap=False, verify=True)
-    described = json.loads(metadata["index"])
-    if stray is None:
-        del described["stray"]
-    else:
-        described["stray"] = stray
-    storage.write(path, arrays, {"index": json.dumps(described)})
-    return Index.load(path)
-
-
-def test_it_is_kept_in_the_file(built, tmp_path):
+def test_it_is_kept_in_the_file(built, tmp_path, rewritten):
     path = tmp_path / "index"
     built.save(path)
     assert built._learned.stray != USUAL
     assert Index.load(path)._learned.stray == built._learned.stray
-    assert rewritten(path, None)._learned.stray == USUAL
+    without = rewritten(built, path, stray=None)
+    assert Index.load(without)._learned.stray == USUAL
 
 
 @pytest.mark.parametrize(
@@ -120,8 +107,7 @@ def test_it_is_kept_in_the_file(built, tmp_path):
         3,
     ],
 )
-def test_what_makes_no_sense_is_refused(built, tmp_path, stray):
-    path = tmp_path / "index"
-    built.save(path)
+def test_what_makes_no_sense_is_refused(built, tmp_path, rewritten, stray):
+    path = rewritten(built, tmp_path / "index", stray=stray)
     with pytest.raises(IndexFileError):
-        rewritten(path, stray)
+        Index.load(path)

@@ -84,11 +84,12 @@ def start_session(
     if trace is not None:
         trace.prior_ms = (time.perf_counter() - start) * 1e3
     model = learned.model.calibrated(item_offsets=searched.has_offsets)
+    given, reads = query_embeddings is not None, _reads_embeddings(learned)
     stops = check_stop(
         stop,
         calibrated=calibrated,
         in_score_units=learned.in_score_units,
-        fitted_prior=query_embeddings is not None or not _reads_embeddings(learned),
+        fitted_prior=given or not reads,
     )
     return (DeviceSession if pairs_device == "cuda" else Session)(
         searched.searcher,
@@ -102,7 +103,7 @@ def start_session(
         first=None if opening is None else searched.allowed(opening),
         units=_units(learned, calibrated=calibrated),
         stop_by=learned.stray if stops else None,
-        first_in_turn=calibrated and (query_embeddings is None or not _reads_embeddings(learned)),
+        first_in_turn=calibrated and not (given and reads),
         num_threads=resolve_num_threads(num_threads),
         excluded=searched.excluded,
         trace=trace,
